@@ -1,0 +1,116 @@
+"""The one closed list of reasons: why something was refused, and how something ended.
+
+A `Reason` travels on the wire as its text, is counted per side (`refusals_total{reason}`) and is what `p2pnode why` and
+`p2pnode job why` print. Texts are never reused for another meaning; new ones are only appended to their group.
+"""
+
+from enum import Enum
+
+
+class Reason(str, Enum):
+    """Why a message, a session, a model or a piece of work was refused."""
+
+    # The bytes are wrong (wire).
+    TRUNCATED = "truncated"
+    TRAILING_BYTES = "trailing-bytes"
+    TOO_LARGE = "too-large"
+    TOO_DEEP = "too-deep"
+    TOO_MANY_ITEMS = "too-many-items"
+    EXTENSION_TYPE = "extension-type"
+    DUPLICATE_KEY = "duplicate-key"
+    NOT_MINIMAL = "not-minimal"
+    BAD_UTF8 = "bad-utf8"
+    BAD_KEY = "bad-key"
+    RESERVED_BYTE = "reserved-byte"
+    WRONG_TYPE = "wrong-type"
+    UNKNOWN_MESSAGE = "unknown-message"
+    BAD_TENSOR = "bad-tensor"
+    # Who says it is wrong (crypto).
+    BAD_SIGNATURE = "bad-signature"
+    WRONG_SIGNER = "wrong-signer"
+    WRONG_NETWORK = "wrong-network"
+    WRONG_VERSION = "wrong-version"
+    WRONG_PEER = "wrong-peer"
+    BAD_HANDSHAKE = "bad-handshake"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not-yet-valid"
+    REPLAYED = "replayed"
+    # The session's limits (transport).
+    BAD_FRAME = "bad-frame"
+    FLOW_CONTROL = "flow-control"
+    TOO_MANY_REQUESTS = "too-many-requests"
+    TOO_MANY_STREAMS = "too-many-streams"
+    TOO_MANY_CONNECTIONS = "too-many-connections"
+    RATE = "rate"
+    TOO_SLOW = "too-slow"
+    IDLE = "idle"
+    DEADLINE = "deadline"
+    SHUTTING_DOWN = "shutting-down"
+    DUPLICATE_SESSION = "duplicate-session"
+    DUPLICATE_IDENTITY = "duplicate-identity"
+    BANNED = "banned"
+    # The model (work).
+    NOT_ONNX = "not-onnx"
+    BAD_MODEL = "bad-model"
+    MODEL_TOO_LARGE = "model-too-large"
+    OPSET = "opset"
+    CUSTOM_OPERATOR = "custom-operator"
+    EXTERNAL_DATA = "external-data"
+    RANDOM_OPERATOR = "random-operator"
+    INITIALIZER_SHAPE = "initializer-shape"
+    UNKNOWN_MODEL = "unknown-model"
+    WRONG_HASH = "wrong-hash"
+    # The input and the run (work).
+    MISSING_INPUT = "missing-input"
+    UNKNOWN_INPUT = "unknown-input"
+    UNKNOWN_OUTPUT = "unknown-output"
+    WRONG_SHAPE = "wrong-shape"
+    WRONG_DTYPE = "wrong-dtype"
+    MEMORY = "memory"
+    TIME_LIMIT = "time-limit"
+    OUTPUT_TOO_LARGE = "output-too-large"
+    RUN_FAILED = "run-failed"
+    WORKER_DIED = "worker-died"
+    CANCELLED = "cancelled"
+    # The owner (admission).
+    BUSY = "busy"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    DENIED = "denied"
+    MODEL_DENIED = "model-denied"
+    DISK = "disk"
+    BANDWIDTH = "bandwidth"
+    SANDBOX_LEVEL = "sandbox-level"
+    NOT_SELLING = "not-selling"
+    # The market.
+    PRICE = "price"
+    CREDIT = "credit"
+    CLASS = "class"
+    SHAPE_OVER_QUOTE = "shape-over-quote"
+    UNKNOWN_QUOTE = "unknown-quote"
+    UNKNOWN_AGREEMENT = "unknown-agreement"
+    AGREEMENT_ENDED = "agreement-ended"
+    ALREADY_USED = "already-used"
+    CALL_MISMATCH = "call-mismatch"
+    RECEIPT_MISMATCH = "receipt-mismatch"
+    CHEQUE_MISMATCH = "cheque-mismatch"
+    UNPAID = "unpaid"
+    BUDGET = "budget"
+    # Our own fault; carries no detail to the peer.
+    INTERNAL = "internal"
+
+
+class EndReason(str, Enum):
+    """How a job, an agreement or a call ended: exactly one, the same on both sides."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    BUDGET = "budget"
+    REFUSED = "refused"
+    FAILED = "failed"
+    UNPAID = "unpaid"
+    PEER_LOST = "peer-lost"
+    PROVIDER_STOPPED = "provider-stopped"
+    CLIENT_STOPPED = "client-stopped"
+    MISMATCH = "mismatch"
