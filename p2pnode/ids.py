@@ -17,6 +17,8 @@ JobId = NewType("JobId", bytes)
 ID_SIZE = 32
 _CHECKSUM_SIZE = 3
 _TEXT_LENGTH = 56
+_VALUE_LENGTH = 51  # characters of the text that hold nothing but the value's bits
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 NODE = "node"
 MODEL = "model"
@@ -65,6 +67,25 @@ def matches_prefix(prefix: str, value: bytes, typed: str) -> bool:
     text = id_text(prefix, value)
     typed = typed.strip().lower()
     return bool(typed) and (text.startswith(typed) or text.split("-", 1)[1].startswith(typed))
+
+
+def id_range(prefix: str, typed: str) -> tuple[bytes, bytes]:
+    """Give the lowest and highest 32-byte id whose text starts with what a person typed, with or without `prefix-`.
+
+    Both ends count. Characters that only concern the checksum are not looked at. Raises ValueError, in words.
+    """
+    body = typed.strip().lower().removeprefix(f"{prefix}-")
+    if not body:
+        raise ValueError("type at least one character of the id")
+    bits = 0
+    for character in body[:_VALUE_LENGTH]:
+        digit = _ALPHABET.find(character)
+        if digit < 0:
+            raise ValueError(f"{typed!r} has a character that no {prefix} id contains")
+        bits = bits << 5 | digit
+    missing = ID_SIZE * 8 - 5 * min(len(body), _VALUE_LENGTH)
+    low = bits << missing
+    return low.to_bytes(ID_SIZE, "big"), (low | ((1 << missing) - 1)).to_bytes(ID_SIZE, "big")
 
 
 def _checksum(prefix: str, value: bytes) -> bytes:

@@ -84,7 +84,10 @@ class Quote(Struct, frozen=True):
 class Order(Struct, frozen=True):
     """A client's signed wish to buy at a quote's price. Its document hash is the agreement's id.
 
-    chain_anchor: end of the client's hash chain; the cheque for slice n opens preimage n.
+    amount_max: what all calls together may cost. deadline_ms: the agreement ends then; expires_ms: the order must be
+    countersigned before. slice_calls, slice_ms, slice_amount: how much may be executed and not yet covered by a cheque;
+    the provider signs a receipt at half of any of them. chain_anchor: end of the client's hash chain; the cheque for
+    slice n, counted from 0, opens value n + 1 of the chain, whose value 0 is the anchor. auditor_root: may be empty until audits exist.
     """
 
     quote: Hash32
@@ -120,7 +123,9 @@ class Agreement(Struct, frozen=True):
 class Receipt(Struct, frozen=True):
     """One slice of calls, signed by the provider.
 
-    root: Merkle root over the slice's leaves in order of position. amount: of this slice; total: of all slices so far.
+    slice: counted from 0 without gaps. root: Merkle root over the encoded leaves in order of position. operations: of the
+    graph-cost model. amount: of this slice; total: of all slices so far. previous: document hash of the receipt before,
+    empty for the first.
     """
 
     agreement: Hash32
@@ -141,7 +146,7 @@ class Receipt(Struct, frozen=True):
 class Cheque(Struct, frozen=True):
     """The client owes the provider `total` micro-credits on this agreement. Only grows. Signed by the client.
 
-    preimage: the next value of the hash chain, one per slice.
+    slice, receipt: the last receipt that it covers. preimage: value number `slice` + 1 of the hash chain.
     """
 
     agreement: Hash32
@@ -154,13 +159,23 @@ class Cheque(Struct, frozen=True):
 
 
 class Leaf(Struct, frozen=True):
-    """What a receipt's root commits to for one call."""
+    """What a receipt's root commits to for one call: its encoded bytes are one leaf of the tree.
+
+    probe_hash: may be empty until audits exist. amount: micro-credits.
+    """
 
     number: Count
     input_hash: Hash32
     output_hash: Hash32
     probe_hash: MaybeHash32
     amount: Amount
+
+
+@message(46)
+class LeafList(Struct, frozen=True):
+    """The leaves of one slice in order of position. Travels as an attachment and is stored beside its receipt."""
+
+    leaves: Annotated[tuple[Leaf, ...], Meta(max_length=4096)]
 
 
 @message(50)
@@ -204,3 +219,44 @@ class EndAgreement(Struct, frozen=True):
 
     agreement: Hash32
     reason: Label
+
+
+@message(56)
+class ResumeAgreement(Struct, frozen=True):
+    """Take up an agreement again after a lost connection or a restart. Answered by AgreementState.
+
+    The provider then delivers again every receipt for which it has no cheque.
+    """
+
+    agreement: Hash32
+
+
+@message(57)
+class AgreementState(Struct, frozen=True):
+    """Where the provider stands. What lies at or beyond (slice, position) is lost without charge: run it again.
+
+    slice: number of the open slice. position: calls in it. total: of all receipts signed. paid: of the last cheque.
+    ended: text of an `EndReason`, or empty while the agreement lives.
+    """
+
+    agreement: Hash32
+    slice: Count
+    position: Count
+    total: Amount
+    paid: Amount
+    ended: Label
+
+
+@message(58)
+class SliceRequest(Struct, frozen=True):
+    """Ask for the leaves behind a receipt. Answered by SliceReply."""
+
+    agreement: Hash32
+    slice: Count
+
+
+@message(59)
+class SliceReply(Struct, frozen=True):
+    """The encoded LeafList of a slice follows as the attachment."""
+
+    slice: Count

@@ -96,10 +96,12 @@ class BlobReply(Struct, frozen=True):
 
 @message(85)
 class Call(Struct, frozen=True):
-    """One inference within an agreement; the inputs' bytes are the attachment.
+    """One inference within an agreement; the inputs' bytes are the attachment. Answered by CallResult.
 
-    number: unique within the agreement, chosen by the client. input_hash: blake3 over encoded headers and attachment.
-    priority: 0 highest.
+    number: unique within the agreement, chosen by the client. input_hash: blake3 over encoded headers and attachment. The
+    same number with the same hash asks again for the same answer and is not charged twice; with another hash it is refused.
+    outputs: names wanted, empty for all. priority: 0 highest. timeout_ms: 0 for the provider's own limit.
+    keep: the provider should keep the output until the cheque, so that it can be fetched again.
     """
 
     agreement_id: Hash32
@@ -109,13 +111,15 @@ class Call(Struct, frozen=True):
     outputs: TensorNames
     priority: Annotated[int, Meta(ge=0, le=9)] = 5
     timeout_ms: Count = 0
+    keep: bool = True
 
 
 @message(86)
 class CallResult(Struct, frozen=True):
     """The answer to a Call; the outputs' bytes are the attachment.
 
-    slice and position say where in which receipt this call's leaf will stand. amount: micro-credits charged.
+    slice and position, both counted from 0, say where in which receipt this call's leaf stands. amount: micro-credits charged.
+    work_us: time in the worker, microseconds.
     """
 
     output_hash: Hash32
@@ -132,3 +136,14 @@ class ModelList(Struct, frozen=True):
     """Models held, by id."""
 
     models: Hashes
+
+
+@message(88)
+class FetchResult(Struct, frozen=True):
+    """Ask again for the answer of a call, without sending its inputs. Answered by CallResult, or refused with
+    `unknown-call` when the provider does not hold it: then send the call again.
+    """
+
+    agreement_id: Hash32
+    number: Count
+    input_hash: Hash32

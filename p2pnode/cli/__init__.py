@@ -1,0 +1,1 @@
+"""The command line. Every heavy import happens inside a command, so that `--help` is quick."""

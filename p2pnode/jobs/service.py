@@ -1,0 +1,439 @@
+"""The client's side as a service: runs, maps and sessions, listed, explained and stopped.
+
+Every job has a row before anything is sent and exactly one end reason after. Money is integer micro-credits. Other
+layers are given as they are: `market` quotes and orders, `work` runs locally, `models` holds the files.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from p2pnode.environment import Environment
+from p2pnode.errors import ConfigError, P2PNodeError, PeerError, WorkError
+from p2pnode.ids import JOB, MODEL, id_text, matches_prefix, node_text
+from p2pnode.jobs.batches import Finished
+from p2pnode.jobs.budget import Budget
+from p2pnode.jobs.datasets import fingerprint, open_dataset
+from p2pnode.jobs.feeds import ValueInfo, as_values, value_info
+from p2pnode.jobs.map_runs import MapRun
+from p2pnode.jobs.outputs import claim_parts, output_kind
+from p2pnode.jobs.retries import reason_of
+from p2pnode.jobs.sessions import Answer, Local, Session
+from p2pnode.jobs.settings import JobSettings
+from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec, Terms, decode_map_spec
+from p2pnode.jobs.suppliers import Suppliers, grown_shapes, input_shapes
+from p2pnode.metrics import Metrics
+from p2pnode.reasons import EndReason, Reason
+from p2pnode.store import jobs as rows
+from p2pnode.wire.tensors import decode_values, encode_values
+from p2pnode.work.service import WorkRequest
+
+# The table keeps a number; this one stands for "no limit" and is beyond all money there will be.
+NO_LIMIT = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What became of one run. provider: node id as text, `local` for this node's own sandbox; amount: micro-credits."""
+
+    job: str
+    outputs: Mapping[str, Any]
+    provider: str
+    amount: int
+    seconds: float
+    bytes_sent: int
+    bytes_received: int
+    receipts: tuple[str, ...]
+    end_reason: EndReason
+
+
+class JobService:
+    """Buys inference for this node's owner.
+
+    links: gives the open links by node id. models: the model store. work: this node's own workers, for local fallback.
+    """
+
+    def __init__(
+        self, environment: Environment, settings: JobSettings, metrics: Metrics, market: Any, work: Any, models: Any,
+        links: Callable[[], Mapping[Any, Any]],
+    ) -> None:  # fmt: skip
+        self._environment = environment
+        self._settings = settings
+        self._metrics = metrics
+        self._market = market
+        self._work = work
+        self._models = models
+        self.suppliers = Suppliers(environment, settings, market, links)
+        self._nursery: trio.Nursery | None = None
+        self._maps: dict[bytes, MapRun] = {}
+        self._sessions: dict[bytes, Session] = {}
+        self._sequence = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry background work until cancelled. Jobs left by a crash are reported as such; maps go on when asked again."""
+        await self._environment.database.write(self._repair)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    async def session(self, spec: SessionSpec) -> Session:
+        """Open a session. The caller closes it with `close_session`; its first call finds the providers."""
+        model_id, inputs, outputs = await self.model(spec.model)
+        job = await self._new_job("session", spec.model, model_id, spec.terms, b"")
+        session = Session(
+            self.suppliers, self._environment.clock, self._environment.entropy.uniform, model_id, inputs, outputs, spec.terms,
+            Budget(spec.terms.max_total), local=self._local(model_id, spec.terms), job=job,
+        )  # fmt: skip
+        self._sessions[job] = session
+        return session
+
+    async def close_session(self, session: Session, end: EndReason = EndReason.COMPLETED) -> None:
+        """End a session's agreements and its job."""
+        await session.aclose()
+        if session.job is not None and self._sessions.pop(session.job, None) is not None:
+            await self._end(session.job, end, "")
+
+    async def run_job(self, spec: JobSpec) -> JobResult:
+        """Run one inference. Raises the error that ended it; the job then says the same reason."""
+        model_id, inputs, outputs = await self.model(spec.model)
+        values = as_values(inputs, spec.inputs)
+        names = spec.outputs or tuple(info.name for info in outputs)
+        job = await self._new_job("run", spec.model, model_id, spec.terms, b"", items=1)
+        session = Session(
+            self.suppliers, self._environment.clock, self._environment.entropy.uniform, model_id, inputs, outputs, spec.terms,
+            Budget(spec.terms.max_total), local=self._local(model_id, spec.terms), job=job,
+        )  # fmt: skip
+        self._sessions[job] = session
+        try:
+            answer = await session.call(values, names)
+        except P2PNodeError as error:
+            await self._closed(session, job, end_of(error), f"{reason_of(error).value}: {error}")
+            raise
+        except trio.Cancelled:
+            with trio.move_on_after(5, shield=True):
+                await self._closed(session, job, EndReason.CANCELLED, "")
+            raise
+        await self._closed(session, job, EndReason.COMPLETED, "")
+        return await self._result(job, answer)
+
+    async def dry_run(self, spec: JobSpec) -> dict[str, Any]:
+        """Give what a run would do, and spend nothing: providers in order with prices, rejected peers with reasons, the risk."""
+        model_id, inputs, _ = await self.model(spec.model)
+        shapes = input_shapes(as_values(inputs, spec.inputs))
+        placement = await self.suppliers.place(model_id, grown_shapes(shapes, inputs), spec.terms)
+        if placement.best is None:
+            placement = await self.suppliers.place(model_id, shapes, spec.terms)
+        best = placement.best
+        return {
+            "model": id_text(MODEL, model_id),
+            **placement.explanation(),
+            "total_microcredits": best.price if best else None,
+            "at_risk_microcredits": best.price if best else 0,
+            "notice": "the provider sees the inputs and the outputs",
+            "local_fallback": spec.terms.local_fallback,
+        }
+
+    async def start_map(self, spec: MapSpec) -> bytes:
+        """Start a map, or go on with the one this command started before, and give its job id. Raises ConfigError.
+
+        A map that is complete, and whose output is still there, is not done again: its job id is given at once.
+        """
+        spec = replace(spec, data=str(Path(spec.data).resolve()), output=str(Path(spec.output).resolve()))
+        model_id, inputs, outputs = await self.model(spec.model)
+        unknown = set(spec.outputs) - {info.name for info in outputs}
+        if unknown:
+            raise ConfigError(
+                f"the model has no output {', '.join(sorted(unknown))}; it has {', '.join(i.name for i in outputs)}"
+            )
+        batch = spec.batch or self._settings.rows_per_item
+        dataset = await self._environment.executor.run(open_dataset, Path(spec.data), inputs, batch)
+        if not 0 < dataset.items <= self._settings.items_max:
+            raise ConfigError(f"{spec.data} makes {dataset.items} items; between 1 and {self._settings.items_max} are possible")
+        kind = output_kind(Path(spec.output), dataset.kind)
+        key = map_key(spec, model_id, fingerprint(Path(spec.data)))
+        job, row, spent = await self._map_row(spec, model_id, key, dataset.items)
+        if job in self._maps or row.state == "ended":
+            return job
+        claim_parts(Path(spec.output), key)
+        run = MapRun(
+            self._environment, self._settings, self.suppliers, job, spec, model_id, outputs, dataset, kind,
+            Budget(spec.terms.max_total, spent), self._local(model_id, spec.terms),
+        )  # fmt: skip
+        if self._nursery is None:
+            raise ConfigError("the job service does not run")
+        self._maps[job] = run
+        self._nursery.start_soon(self._carry, job, run)
+        return job
+
+    async def events(self, job: bytes) -> AsyncIterator[dict[str, Any]]:
+        """Give a map's progress each time it changed (at most ten times a second), the last time when it has ended."""
+        while (run := self._maps.get(job)) is not None and run.finished is None:
+            changed = run.changed
+            yield run.progress().as_json()
+            await trio.sleep(0.1)
+            with trio.move_on_after(1.0):
+                await changed.wait()
+        if run is not None:
+            yield run.progress().as_json()
+            return
+        yield await self.describe(job)
+
+    async def wait(self, job: bytes) -> dict[str, Any]:
+        """Wait until a map has ended and give its description."""
+        while (run := self._maps.get(job)) is not None:
+            await run.ended.wait()
+        return await self.describe(job)
+
+    async def list(self, limit: int = 100) -> list[dict[str, Any]]:
+        """Give jobs, newest first."""
+        found = await self._environment.database.read(lambda connection: rows.list_jobs(connection, limit=limit))
+        return [self._summary(row) for row in found]
+
+    async def find(self, typed: str) -> bytes:
+        """Give the one job whose id starts with what a person typed. Raises ConfigError for none or several."""
+        try:
+            found = await self._environment.database.read(lambda connection: rows.find_jobs(connection, typed))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if len(found) != 1:
+            raise ConfigError(f"{len(found) or 'no'} jobs start with {typed!r}; `p2pnode job list` shows them")
+        return found[0].id
+
+    async def describe(self, job: bytes) -> dict[str, Any]:
+        """Give a job's state, items, money and history."""
+        row, counts, history = await self._environment.database.read(
+            lambda connection: (
+                rows.get_job(connection, job),
+                rows.count_items(connection, job),
+                rows.list_events(connection, job, limit=200),
+            )  # fmt: skip
+        )
+        if row is None:
+            raise ConfigError("there is no such job")
+        description = self._summary(row)
+        description["items_by_state"] = counts
+        description["history"] = [{"at_ms": event.at_ms, "kind": event.kind, "detail": event.detail} for event in history]
+        run = self._maps.get(job)
+        if run is not None:
+            description["progress"] = run.progress().as_json()
+        return description
+
+    async def why(self, job: bytes) -> dict[str, Any]:
+        """Say what a job waits for, with the refusals this node met since its start."""
+        description = await self.describe(job)
+        run, session = self._maps.get(job), self._sessions.get(job)
+        waits = (run.waits_for if run else None) or (session.waits_for if session else None)
+        sentences = []
+        if description["state"] == "ended":
+            sentences.append(f"the job has ended: {description['end_reason']} {description['end_detail']}".strip())
+        elif waits is not None:
+            sentences.append(f"it waits because every provider refused: {waits.value}")
+        else:
+            sentences.append("nothing stands in its way")
+        refusals = dict(self.suppliers.refusals.most_common(20))
+        return {"job": description["id"], "waits_for": waits.value if waits else "", "sentences": sentences, "refusals": refusals}
+
+    async def stop(self, job: bytes) -> None:
+        """End a job: what is in flight finishes, nothing new begins."""
+        if (run := self._maps.get(job)) is not None:
+            run.stop()
+        elif (session := self._sessions.get(job)) is not None:
+            await self.close_session(session, EndReason.CANCELLED)
+        else:
+            await self._end(job, EndReason.CANCELLED, "")
+
+    def apply(self, settings: JobSettings) -> None:
+        """Use changed settings for what starts from now on."""
+        self._settings = settings
+        self.suppliers.settings = settings
+
+    async def reconcile(self) -> None:
+        """Compare the jobs' rows with what runs: a row without a runner that is not a map is ended as lost."""
+        open_rows = await self._environment.database.read(
+            lambda connection: rows.list_jobs(connection, is_ended=False, limit=10_000)
+        )
+        old = self._environment.clock.wall_ms() - 60_000
+        for row in open_rows:
+            if row.kind != "map" and row.id not in self._sessions and row.created_ms < old:
+                await self._end(row.id, EndReason.FAILED, "its process ended")
+
+    async def model(self, text: str) -> tuple[bytes, tuple[ValueInfo, ...], tuple[ValueInfo, ...]]:
+        """Give a model's id, inputs and outputs, for a path, an id or the start of one. Raises ConfigError or WorkError."""
+        path = Path(text)
+        if text.endswith(".onnx") or path.is_file():
+            if not path.is_file():
+                raise ConfigError(f"there is no file {text}")
+            model_id, _ = await self._models.add_file(path)
+        else:
+            found = [
+                item.model_id
+                for item in self._models.list()
+                if not item.is_partial and matches_prefix(MODEL, item.model_id, text)
+            ]
+            if len(found) != 1:
+                raise ConfigError(f"{len(found) or 'no'} models start with {text!r}; `p2pnode model list` shows them")
+            model_id = found[0]
+        facts = self._work.facts(model_id) or await self._work.prepare(model_id)
+        return model_id, tuple(map(value_info, facts.inputs)), tuple(map(value_info, facts.outputs))
+
+    def _local(self, model_id: bytes, terms: Terms) -> Local | None:
+        """Give the function that runs a call in this node's own sandbox, or None when the terms forbid it."""
+        if not terms.local_fallback:
+            return None
+
+        async def run_here(values: Mapping[str, Any], outputs: Sequence[str]) -> Mapping[str, Any]:
+            headers, chunks, size = encode_values(values)
+            payload = bytearray(size)
+            position = 0
+            for chunk in chunks:
+                payload[position : position + len(chunk)] = chunk
+                position += len(chunk)
+            request = WorkRequest(
+                model_id=model_id, headers=headers, payload=memoryview(payload), outputs=tuple(outputs), priority=terms.priority,
+                timeout_seconds=self._settings.run_seconds, owner=b"", share=False, tolerance=terms.accept_tolerance,
+            )  # fmt: skip
+            outcome = await self._work.execute(request)
+            if outcome.reason is not None:
+                raise WorkError(outcome.reason, outcome.detail)
+            # The worker's memory is used again after this; the copy is the caller's.
+            return decode_values(outcome.headers, memoryview(bytes(outcome.payload)))
+
+        return run_here
+
+    async def _new_job(self, kind: rows.JobKind, name: str, model_id: bytes, terms: Terms, spec: bytes, items: int = 0) -> bytes:
+        job = self._environment.entropy.token(32)
+        now_ms = self._environment.clock.wall_ms()
+        row = rows.JobRow(
+            id=job, kind=kind, name=Path(name).name[:256], model_id=model_id, spec=spec, state="running",
+            budget_max=NO_LIMIT if terms.max_total is None else terms.max_total, created_ms=now_ms,
+            deadline_ms=now_ms + round(terms.deadline_seconds * 1000) if terms.deadline_seconds else 0, items=items,
+        )  # fmt: skip
+        await self._environment.database.write(lambda connection: rows.save_job(connection, row))
+        return job
+
+    async def _closed(self, session: Session, job: bytes, end: EndReason, detail: str) -> None:
+        self._sessions.pop(job, None)
+        await session.aclose()
+        await self._end(job, end, detail)
+
+    async def _end(self, job: bytes, end: EndReason, detail: str) -> None:
+        now_ms = self._environment.clock.wall_ms()
+        await self._environment.database.write(lambda connection: rows.end_job(connection, job, end.value, now_ms, detail[:1000]))
+
+    async def _result(self, job: bytes, answer: Answer) -> JobResult:
+        receipts = await self._market.receipts_of(answer.agreement) if answer.agreement else ()
+        return JobResult(
+            job=id_text(JOB, job),
+            outputs=answer.outputs,
+            provider=node_text(answer.provider) if answer.provider else "local",
+            amount=answer.amount,
+            seconds=answer.seconds,
+            bytes_sent=answer.bytes_sent,
+            bytes_received=answer.bytes_received,
+            receipts=tuple(receipts),
+            end_reason=EndReason.COMPLETED,
+        )
+
+    async def _map_row(self, spec: MapSpec, model_id: bytes, key: bytes, items: int) -> tuple[bytes, rows.JobRow, int]:
+        """Give the job of this map: the one under way, the complete one, or a new one; and what earlier attempts spent."""
+        running = frozenset(self._maps)
+        now_ms = self._environment.clock.wall_ms()
+        output_stands = Path(spec.output).exists()
+
+        def transaction(connection: sqlite3.Connection) -> tuple[bytes, rows.JobRow, int]:
+            spent = attempt = 0
+            while (row := rows.get_job(connection, job := attempt_id(key, attempt))) is not None:
+                if job in running or row.state != "ended":
+                    return job, row, spent
+                if row.end_reason == EndReason.COMPLETED.value:
+                    if output_stands:
+                        return job, row, spent
+                    spent = 0
+                else:
+                    spent += row.spent + row.reserved
+                attempt += 1
+            limit = spec.terms.max_total
+            row = rows.JobRow(
+                id=job, kind="map", name=Path(spec.data).name[:256], model_id=model_id, spec=spec.encoded(), state="running",
+                budget_max=NO_LIMIT if limit is None else max(limit - spent, 0), created_ms=now_ms,
+            )  # fmt: skip
+            rows.save_job(connection, row)
+            rows.add_items(connection, job, [b""] * items)
+            return job, row, spent
+
+        return await self._environment.database.write(transaction)
+
+    async def _carry(self, job: bytes, run: MapRun) -> None:
+        try:
+            finished = await run.run()
+        except P2PNodeError as error:
+            finished = run.finished = Finished(EndReason.FAILED, reason_of(error), str(error))
+        reason = f"{finished.reason.value}: " if finished.reason else ""
+        await self._end(job, finished.end, f"{reason}{finished.detail}".rstrip(": "))
+        self._maps.pop(job, None)
+        run.ended.set()
+
+    def _repair(self, connection: sqlite3.Connection) -> None:
+        """End what a crash left open: runs and sessions died with their process; maps wait to be started again."""
+        now_ms = self._environment.clock.wall_ms()
+        for row in rows.list_jobs(connection, is_ended=False, limit=10_000):
+            if row.kind != "map":
+                rows.end_job(connection, row.id, EndReason.FAILED.value, now_ms, "the node stopped while it ran")
+            else:
+                rows.set_job_state(connection, row.id, "running", "restart")
+
+    @staticmethod
+    def _summary(row: rows.JobRow) -> dict[str, Any]:
+        limited = row.budget_max < NO_LIMIT
+        summary: dict[str, Any] = {
+            "id": id_text(JOB, row.id),
+            "kind": row.kind,
+            "name": row.name,
+            "model": id_text(MODEL, row.model_id),
+            "state": row.state,
+            "items": row.items,
+            "spent_microcredits": row.spent,
+            "reserved_microcredits": row.reserved,
+            "limit_microcredits": row.budget_max if limited else None,
+            "created_ms": row.created_ms,
+            "ended_ms": row.ended_ms or None,
+            "end_reason": row.end_reason,
+            "end_detail": row.end_detail,
+            "waits_for": row.waits_for,
+        }
+        if row.kind == "map":
+            spec = decode_map_spec(row.spec)
+            summary |= {"data": spec.data, "output": spec.output}
+        return summary
+
+
+def map_key(spec: MapSpec, model_id: bytes, data: bytes) -> bytes:
+    """Give 32 bytes that are equal for the same work: model, data, output place, batch. Prices and limits may change."""
+    parts = (model_id, data, spec.data.encode(), spec.output.encode(), "\0".join(spec.outputs).encode(), str(spec.batch).encode())
+    digest = hashlib.blake2b(digest_size=32, person=b"p2pnode-map-key")
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()
+
+
+def attempt_id(key: bytes, attempt: int) -> bytes:
+    """Give the job id of the n-th attempt at a piece of work."""
+    return hashlib.blake2b(key + attempt.to_bytes(4, "big"), digest_size=32, person=b"p2pnode-attempt").digest()
+
+
+def end_of(error: Exception) -> EndReason:
+    """Give the end reason that an error means for a run."""
+    if reason_of(error) is Reason.BUDGET:
+        return EndReason.BUDGET
+    if isinstance(error, PeerError):
+        return EndReason.REFUSED if getattr(error, "reason", None) else EndReason.PEER_LOST
+    return EndReason.FAILED

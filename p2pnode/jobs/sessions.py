@@ -1,0 +1,248 @@
+"""A session: one model at one or a few providers, agreements reused call after call, replaced when they end or fail.
+
+`call_nowait` is the hot path: one dictionary look-up, one request on a standing agreement, one callback. Whatever it cannot
+do at once (no agreement yet, a larger shape, a lost provider) `call` does: quote, order, retry with back-off, and at the
+end, where the terms allow it, this node's own sandbox.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from p2pnode.errors import P2PNodeError, PeerError, Refused, TooSlow, WorkError
+from p2pnode.jobs.budget import Budget
+from p2pnode.jobs.feeds import ValueInfo, as_values
+from p2pnode.jobs.placement import Candidate
+from p2pnode.jobs.retries import Attempts, Cause, Entered, Failed, GiveUp, State, cause_of
+from p2pnode.jobs.spec import Terms
+from p2pnode.jobs.suppliers import Shapes, Suppliers, Supply, grown_shapes, input_shapes, no_provider
+from p2pnode.reasons import EndReason, Reason
+
+OnAnswer = Callable[["Answer | P2PNodeError"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One call's outputs and what they cost. provider: node id, empty for this node's own sandbox; amount: micro-credits."""
+
+    outputs: Mapping[str, Any]
+    provider: bytes
+    amount: int
+    seconds: float
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    agreement: bytes = b""
+    slice: int = 0
+
+
+Local = Callable[[Mapping[str, Any], Sequence[str]], Any]
+
+
+class Session:
+    """Open until `aclose`. Made by `JobService.session`; inputs and outputs describe the model.
+
+    local: runs a call in this node's own sandbox, None when the terms forbid it.
+    """
+
+    def __init__(
+        self, suppliers: Suppliers, clock: Any, jitter: Callable[[], float], model_id: bytes, inputs: Sequence[ValueInfo],
+        outputs: Sequence[ValueInfo], terms: Terms, budget: Budget, *, local: Local | None = None, job: bytes | None = None,
+    ) -> None:  # fmt: skip
+        self._suppliers = suppliers
+        self._clock = clock
+        self._jitter = jitter
+        self.model_id = model_id
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.terms = terms
+        self.budget = budget
+        self._local = local
+        self.job = job
+        self._supplies: list[Supply] = []
+        self._ordering = trio.Lock()
+        self._closed = False
+        self.waits_for: Reason | None = None
+
+    @property
+    def providers(self) -> tuple[bytes, ...]:
+        """Who serves it now."""
+        return tuple(supply.peer for supply in self._supplies if supply.usable)
+
+    async def run(self, output_names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+        """Compute outputs in the order of `output_names` (all, when None). Raises Refused, TooSlow, WorkError …"""
+        names = tuple(output_names) if output_names else tuple(info.name for info in self.outputs)
+        answer = await self.call(as_values(self.inputs, feed), names)
+        return [answer.outputs[name] for name in names]
+
+    def call_nowait(self, values: Mapping[str, Any], outputs: Sequence[str], on_answer: OnAnswer) -> bool:
+        """Send a call on a standing agreement; False, and nothing done, when there is none that covers it.
+
+        on_answer runs once in the event loop. An error it gets has been recorded; `call` would try elsewhere.
+        """
+        supply = self._covering(input_shapes(values))
+        if supply is None or self._closed:
+            return False
+        self._send(supply, values, outputs, on_answer)
+        return True
+
+    async def call(self, values: Mapping[str, Any], outputs: Sequence[str]) -> Answer:
+        """Call until it is answered, the retries are used up, or the budget is. Cancelling cancels the call."""
+        shapes = input_shapes(values)
+        attempts = Attempts(self._suppliers.settings, self._clock.monotonic(), self.terms.deadline_seconds)
+        while True:
+            try:
+                return await self._attempt(values, outputs, shapes, attempts)
+            except (PeerError, WorkError) as error:
+                verdict = attempts.handle(Failed(error, self._jitter()), self._clock.monotonic())
+                if isinstance(verdict, GiveUp):
+                    if self._local is not None and verdict.end in _LOCAL_HELPS and cause_of(error) is not Cause.INPUT:
+                        return await self._run_locally(values, outputs)
+                    raise
+                self.waits_for = getattr(error, "reason", None)
+                if self._local is not None and isinstance(error, Refused) and not self._suppliers.anybody():
+                    return await self._run_locally(values, outputs)
+                assert verdict is not None
+                await trio.sleep(max(0.0, verdict.when - self._clock.monotonic()))
+
+    async def aclose(self) -> None:
+        """End the agreements: last receipts, last cheques. Bounded in time, also when cancelled."""
+        self._closed = True
+        with trio.move_on_after(self._suppliers.settings.return_seconds, shield=True):
+            async with trio.open_nursery() as nursery:
+                for supply in self._supplies:
+                    nursery.start_soon(self._close, supply, EndReason.COMPLETED)
+        self._supplies.clear()
+
+    async def _attempt(self, values: Mapping[str, Any], outputs: Sequence[str], shapes: Shapes, attempts: Attempts) -> Answer:
+        supply = self._covering(shapes)
+        if supply is None:
+            supply = await self._order(shapes, attempts)
+        attempts.handle(Entered(State.RUN), self._clock.monotonic())
+        answered = trio.Event()
+        box: list[Answer | P2PNodeError] = []
+
+        def on_answer(answer: Answer | P2PNodeError) -> None:
+            box.append(answer)
+            answered.set()
+
+        ticket = self._send(supply, values, outputs, on_answer)
+        try:
+            with trio.move_on_after(max(0.0, attempts.deadline - self._clock.monotonic())):
+                await answered.wait()
+        finally:
+            if not box and ticket is not None:
+                ticket.cancel()
+        if not box:
+            error = TooSlow("the provider did not answer in time")
+            self._suppliers.failed(supply.peer, self.model_id, error)
+            supply.failed = True
+            raise error
+        self.waits_for = None
+        if isinstance(box[0], P2PNodeError):
+            raise box[0]
+        return box[0]
+
+    def _covering(self, shapes: Shapes) -> Supply | None:
+        best = None
+        for supply in self._supplies:
+            if supply.usable and supply.covers(shapes) and (best is None or supply.in_flight < best.in_flight):
+                best = supply
+        return best
+
+    async def _order(self, shapes: Shapes, attempts: Attempts) -> Supply:
+        """Open one more agreement; several callers that need the same one wait for it."""
+        async with self._ordering:
+            supply = self._covering(shapes)
+            if supply is not None:
+                return supply
+            await self._drop_unusable()
+            wanted = grown_shapes(shapes, self.inputs)
+            placement = await self._suppliers.place(self.model_id, wanted, self.terms)
+            if placement.best is None and wanted != shapes:
+                # The rounded-up shape may be over a provider's limit, or the owner's, where the exact one is not.
+                wanted, placement = shapes, await self._suppliers.place(self.model_id, shapes, self.terms)
+            if placement.best is None:
+                raise no_provider(placement, self.terms)
+            attempts.handle(Entered(State.START), self._clock.monotonic())
+            return await self._first_willing([item.candidate for item in placement.ranked], wanted)
+
+    async def _first_willing(self, candidates: Sequence[Candidate], shapes: Shapes) -> Supply:
+        error: PeerError | None = None
+        for candidate in candidates:
+            usual = self._suppliers.settings.agreement_amount_max
+            amount = order_amount(self.budget, candidate.price, usual, self.terms.providers)
+            try:
+                supply = await self._suppliers.order(candidate, self.terms, amount, self.job, shapes)
+            except PeerError as refusal:
+                self._suppliers.failed(candidate.peer, self.model_id, refusal)
+                error = refusal
+                continue
+            self.budget.reserve(supply.id, amount)
+            self._supplies.append(supply)
+            return supply
+        assert error is not None
+        raise error
+
+    async def _drop_unusable(self) -> None:
+        for supply in [item for item in self._supplies if not item.usable and not item.in_flight]:
+            self._supplies.remove(supply)
+            await self._close(supply, EndReason.FAILED if supply.failed else EndReason.COMPLETED)
+
+    async def _close(self, supply: Supply, reason: EndReason) -> None:
+        paid = await self._suppliers.close(supply, reason)
+        self.budget.settle(supply.id, min(paid, self.budget.reserved_for(supply.id)))
+
+    def _send(self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], on_answer: OnAnswer) -> Any:
+        supply.in_flight += 1
+        started = self._clock.monotonic()
+
+        def done(result: Any) -> None:
+            supply.in_flight -= 1
+            if isinstance(result, P2PNodeError):
+                on_answer(self._broken(supply, result))
+                return
+            seconds = self._clock.monotonic() - started
+            self._suppliers.succeeded(supply.peer, self.model_id, seconds)
+            on_answer(self._suppliers.answer(supply, result, seconds))
+
+        return self._suppliers.send(supply, values, outputs, self.terms, done)
+
+    def _broken(self, supply: Supply, error: P2PNodeError) -> P2PNodeError:
+        reason = getattr(error, "reason", None)
+        if reason in _PASSING:
+            return error
+        if reason in _USED_UP:
+            # This agreement has no room left; the job may have. Another order settles which.
+            supply.failed = True
+            return Refused(Reason.AGREEMENT_ENDED, "the agreement is used up")
+        if cause_of(error) in (Cause.INPUT, Cause.OURS):
+            return error
+        self._suppliers.failed(supply.peer, self.model_id, error)
+        supply.failed = True
+        return error
+
+    async def _run_locally(self, values: Mapping[str, Any], outputs: Sequence[str]) -> Answer:
+        assert self._local is not None
+        started = self._clock.monotonic()
+        result = await self._local(values, outputs)
+        return Answer(result, b"", 0, self._clock.monotonic() - started)
+
+
+def order_amount(budget: Budget, price: int, usual: int, shares: int) -> int:
+    """Give the most an order may cost: a share of what is left, at least one call. Raises Refused(BUDGET)."""
+    free = budget.free
+    if free is None:
+        return max(usual, price)
+    if free < price:
+        raise Refused(Reason.BUDGET, f"the next call may cost {price} micro-credits, {free} are left of this job's total")
+    # Half a provider's share at a time: what one does not use up is there for the others.
+    share = free if shares <= 1 else max(price, (budget.limit or 0) // (2 * shares))
+    return min(free, share)
+
+
+# The provider is well and the agreement stands: the same call may be welcome a moment later.
+_PASSING = frozenset({Reason.BUSY, Reason.RATE, Reason.TOO_MANY_REQUESTS, Reason.MEMORY})
+_USED_UP = frozenset({Reason.BUDGET, Reason.AGREEMENT_ENDED, Reason.UNKNOWN_AGREEMENT})
+_LOCAL_HELPS = frozenset({EndReason.REFUSED, EndReason.FAILED, EndReason.PEER_LOST, EndReason.EXPIRED, EndReason.BUDGET})

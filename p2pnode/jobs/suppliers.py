@@ -1,0 +1,297 @@
+"""From a model and the shapes of its inputs to providers under agreement: quotes, ranking, orders.
+
+A `Supply` is one agreement with what it covers. Quotes of several providers are asked at the same time, each within its
+deadline; who refuses or does not answer is remembered with the reason, for the dry run, for `job why`, and for the bans.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import trio
+
+from p2pnode.environment import Environment
+from p2pnode.errors import PeerError, Refused, TooSlow, WorkError
+from p2pnode.jobs.feeds import ValueInfo
+from p2pnode.jobs.hedging import Latencies
+from p2pnode.jobs.placement import Candidate, Placement, Rejected, is_wanted, place
+from p2pnode.jobs.retries import BanBook, reason_of
+from p2pnode.jobs.settings import JobSettings
+from p2pnode.jobs.spec import Terms
+from p2pnode.market.negotiation import OrderTerms
+from p2pnode.market.pricing import largest_amount
+from p2pnode.reasons import EndReason, Reason
+from p2pnode.wire.messages.market import InputShape
+
+Shapes = tuple[InputShape, ...]
+_HISTORIES_MAX = 4096
+# A symbolic dimension is quoted at least this large, so that sequences that grow by one need few quotes.
+_GROWN_DIMENSION = 16
+_GROWN_BYTES_MAX = 16 << 20
+
+
+@dataclass(slots=True)
+class History:
+    """What this node saw of one provider and model."""
+
+    latencies: Latencies
+    accepted: float = 0.0
+    failed: float = 0.0
+
+
+@dataclass(slots=True)
+class Supply:
+    """One standing agreement. limits: the largest shape per input that its quote covers. in_flight: calls under way."""
+
+    peer: bytes
+    agreement: Any
+    limits: Mapping[str, tuple[int, ...]]
+    amount_max: int
+    in_flight: int = 0
+    failed: bool = False
+
+    @property
+    def id(self) -> bytes:
+        """The agreement's id."""
+        found: bytes = self.agreement.agreement_id
+        return found
+
+    @property
+    def charged(self) -> int:
+        """Micro-credits charged on it so far, paid by cheque or not yet."""
+        return int(self.agreement.charged)
+
+    @property
+    def usable(self) -> bool:
+        """True while calls may be sent on it."""
+        return not self.failed and self.agreement.is_open
+
+    def covers(self, shapes: Shapes) -> bool:
+        """Say whether calls of these shapes are within the quote."""
+        for item in shapes:
+            limit = self.limits.get(item.name)
+            if limit is None or len(limit) != len(item.shape) or any(a > b for a, b in zip(item.shape, limit, strict=True)):
+                return False
+        return True
+
+
+def input_shapes(values: Mapping[str, Any]) -> Shapes:
+    """Give the shapes to quote for these values. A sequence counts as the largest of its members, as often as it has any."""
+    shapes = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, list):
+            members = [getattr(item, "size", 1) for item in value]
+            shapes.append(InputShape(name=name, shape=(len(members), max(members, default=0))))
+        elif isinstance(value, Mapping):
+            shapes.append(InputShape(name=name, shape=(len(value),)))
+        else:
+            shapes.append(InputShape(name=name, shape=tuple(value.shape)))
+    return tuple(shapes)
+
+
+def grown_shapes(shapes: Shapes, inputs: Sequence[ValueInfo]) -> Shapes:
+    """Give the shapes rounded up where the model leaves a dimension open, unless that would be very large."""
+    known = {info.name: info for info in inputs}
+    grown = []
+    for item in shapes:
+        info = known.get(item.name)
+        declared = info.shape if info is not None and len(info.shape) == len(item.shape) else (1,) * len(item.shape)
+        sizes = tuple(
+            size if isinstance(axis, int) or size == 0 else max(_GROWN_DIMENSION, 1 << (size - 1).bit_length())
+            for size, axis in zip(item.shape, declared, strict=True)
+        )
+        fits = prod(sizes) * 8 <= _GROWN_BYTES_MAX
+        grown.append(InputShape(name=item.name, shape=sizes if fits else item.shape))
+    return tuple(grown)
+
+
+def larger_shapes(first: Shapes, second: Shapes) -> Shapes:
+    """Give the shapes that cover both, input by input; where the number of axes differs the second's count."""
+    sizes = {item.name: tuple(item.shape) for item in first}
+    for item in second:
+        old = sizes.get(item.name, ())
+        if len(old) == len(item.shape):
+            sizes[item.name] = tuple(max(a, b) for a, b in zip(old, item.shape, strict=True))
+        else:
+            sizes[item.name] = tuple(item.shape)
+    return tuple(InputShape(name=name, shape=shape) for name, shape in sizes.items())
+
+
+class Suppliers:
+    """Finds providers for this node as a client. links: gives the open links by node id."""
+
+    def __init__(
+        self, environment: Environment, settings: JobSettings, market: Any, links: Callable[[], Mapping[Any, Any]]
+    ) -> None:
+        self._environment = environment
+        self.settings = settings
+        self._market = market
+        self._links = links
+        self.bans = BanBook(settings)
+        self.refusals: Counter[str] = Counter()
+        self._histories: OrderedDict[tuple[bytes, bytes], History] = OrderedDict()
+
+    def history(self, peer: bytes, model_id: bytes) -> History:
+        """Give the record of one provider and model; the least recently used ones are forgotten first."""
+        key = (peer, model_id)
+        found = self._histories.get(key)
+        if found is None:
+            found = self._histories[key] = History(Latencies(self.settings))
+            while len(self._histories) > _HISTORIES_MAX:
+                self._histories.popitem(last=False)
+        return found
+
+    def succeeded(self, peer: bytes, model_id: bytes, seconds: float) -> None:
+        """Record a call that was answered."""
+        record = self.history(peer, model_id)
+        record.latencies.add(seconds)
+        record.accepted += 1.0
+        if record.failed:
+            self.bans.forgive(peer)
+            record.failed *= 0.9
+
+    def failed(self, peer: bytes, model_id: bytes, error: Exception) -> None:
+        """Record a failure: the reason is counted and the peer may be banned for a while."""
+        self.refusals[reason_of(error).value] += 1
+        if self.bans.record(peer, error, self._environment.clock.monotonic()) is not None:
+            self.history(peer, model_id).failed += 1.0
+
+    def is_banned(self, peer: bytes) -> bool:
+        """Say whether a peer is not to be asked now."""
+        return self.bans.ban(peer, self._environment.clock.monotonic()) is not None
+
+    def anybody(self) -> bool:
+        """Say whether any peer is connected at all."""
+        return bool(self._links())
+
+    async def place(self, model_id: bytes, shapes: Shapes, terms: Terms, exclude: frozenset[bytes] = frozenset()) -> Placement:
+        """Ask the linked providers for quotes and rank them. Cancelling leaves nothing behind."""
+        now = self._environment.clock.monotonic()
+        rejected: list[Rejected] = []
+        asked: list[tuple[bytes, Any]] = []
+        for peer, link in sorted(self._links().items()):
+            refusal = is_wanted(peer, terms)
+            ban = self.bans.ban(peer, now)
+            if refusal is None and peer in exclude:
+                refusal = Rejected(peer, Reason.BUSY, "already used by this job")
+            if refusal is None and ban is not None:
+                refusal = Rejected(peer, ban.reason, f"not asked for {ban.until - now:.0f} s more ({ban.cause.value})")
+            if refusal is None:
+                asked.append((peer, link))
+            else:
+                rejected.append(refusal)
+        candidates: list[Candidate] = []
+        await self._gather(self._promising(asked, model_id, rejected), model_id, shapes, terms, candidates, rejected)
+        for refusal in rejected:
+            self.refusals[refusal.reason.value] += 1
+        return place(candidates, terms, self.settings.latency_weight, rejected)
+
+    async def _gather(
+        self, asked: list[tuple[bytes, Any]], model_id: bytes, shapes: Shapes, terms: Terms,
+        candidates: list[Candidate], rejected: list[Rejected],
+    ) -> None:  # fmt: skip
+        """Quote all at once. One who first has to fetch the model delays the others by the match deadline at most."""
+        progress = [trio.Event()]
+
+        async def one(peer: bytes, link: Any) -> None:
+            await self._quote(peer, link, model_id, shapes, terms, candidates, rejected)
+            progress[0].set()
+
+        async def lose_patience(scope: trio.CancelScope) -> None:
+            await trio.sleep(self.settings.match_seconds)
+            while not candidates:
+                progress[0] = trio.Event()
+                await progress[0].wait()
+            heard = {item.peer for item in candidates} | {item.peer for item in rejected}
+            rejected.extend(Rejected(peer, Reason.TOO_SLOW, "no quote in time") for peer, _ in asked if peer not in heard)
+            scope.cancel()
+
+        async with trio.open_nursery() as outer:
+            outer.start_soon(lose_patience, outer.cancel_scope)
+            async with trio.open_nursery() as nursery:
+                for peer, link in asked:
+                    nursery.start_soon(one, peer, link)
+            outer.cancel_scope.cancel()
+
+    async def order(
+        self, candidate: Candidate, terms: Terms, amount_max: int, job: bytes | None = None, shapes: Shapes = ()
+    ) -> Supply:
+        """Sign an order for this quote and give the standing agreement. Raises PeerError."""
+        wanted = OrderTerms(
+            amount_max=amount_max,
+            deadline_seconds=terms.deadline_seconds or self.settings.agreement_seconds,
+            slice_calls=self.settings.slice_calls,
+            slice_seconds=self.settings.slice_seconds,
+            share_worker=terms.share_worker,
+            accept_tolerance=terms.accept_tolerance,
+        )
+        with trio.move_on_after(self.settings.start_seconds):
+            agreement = await self._market.order(candidate.quote, wanted, job=job)
+            return Supply(candidate.peer, agreement, {item.name: tuple(item.shape) for item in shapes}, amount_max)
+        raise TooSlow("the provider did not answer the order in time")
+
+    async def adopt(self, agreement_id: bytes) -> Supply | None:
+        """Take up an agreement that stood before a restart, or None when it ended."""
+        agreement = self._market.agreement(agreement_id)
+        if agreement is None or not agreement.is_open:
+            return None
+        limits = {item.name: tuple(item.shape) for item in agreement.quote.shapes}
+        return Supply(agreement.provider, agreement, limits, agreement.amount_max)
+
+    async def close(self, supply: Supply, reason: EndReason) -> int:
+        """End an agreement in order and give what was paid on it, micro-credits."""
+        return int(await supply.agreement.close(reason))
+
+    def _promising(self, asked: list[tuple[bytes, Any]], model_id: bytes, rejected: list[Rejected]) -> list[tuple[bytes, Any]]:
+        """The peers worth asking: known good ones first, at most quotes_max."""
+        ordered = sorted(asked, key=lambda entry: (-self._standing(entry[0], model_id), entry[0]))
+        for peer, _ in ordered[self.settings.quotes_max :]:
+            rejected.append(Rejected(peer, Reason.BUSY, f"only {self.settings.quotes_max} providers are asked at once"))
+        return ordered[: self.settings.quotes_max]
+
+    def _standing(self, peer: bytes, model_id: bytes) -> float:
+        record = self._histories.get((peer, model_id))
+        return 0.5 if record is None else (record.accepted + 1.0) / (record.accepted + record.failed + 2.0)
+
+    async def _quote(
+        self, peer: bytes, link: Any, model_id: bytes, shapes: Shapes, terms: Terms,
+        candidates: list[Candidate], rejected: list[Rejected],
+    ) -> None:  # fmt: skip
+        try:
+            with trio.fail_after(self.settings.transfer_seconds):
+                quote = await self._market.quote(link, model_id, shapes, terms.numeric_class)
+        except trio.TooSlowError:
+            rejected.append(Rejected(peer, Reason.TOO_SLOW, "no quote in time"))
+            return
+        except (PeerError, WorkError) as error:
+            self.failed(peer, model_id, error)
+            rejected.append(Rejected(peer, reason_of(error), getattr(error, "detail", "") or str(error)))
+            return
+        record = self._histories.get((peer, model_id))
+        candidates.append(
+            Candidate(
+                peer=peer,
+                price=largest_amount(quote.document),
+                expected_seconds=quote.document.expected_us / 1e6,
+                measured_seconds=record.latencies.median_seconds if record else None,
+                accepted=record.accepted if record else 0.0,
+                failed=record.failed if record else 0.0,
+                quote=quote,
+            )
+        )
+
+
+def no_provider(placement: Placement, terms: Terms) -> Refused:
+    """Give the error to raise when nobody fits: the commonest reason, and how often each occurred."""
+    if not placement.rejected:
+        return Refused(Reason.NOT_SELLING, "no provider is connected; `p2pnode net peers` shows who is known")
+    counts = Counter(item.reason for item in placement.rejected)
+    reason = counts.most_common(1)[0][0]
+    parts = ", ".join(f"{item.value} {count}" for item, count in counts.most_common(5))
+    limit = f" (limit {terms.max_price} micro-credits a call)" if reason is Reason.PRICE else ""
+    first = next(item.detail for item in placement.rejected if item.reason is reason)
+    return Refused(reason, f"no provider takes this work: {parts}{limit}; {first}")

@@ -1,0 +1,109 @@
+"""From the owner's settings to each layer's own: the one place where the two vocabularies meet."""
+
+import os
+
+from p2pnode.discovery.settings import DiscoverySettings
+from p2pnode.jobs.settings import JobSettings
+from p2pnode.market.settings import MarketSettings
+from p2pnode.node.config import NodeConfig
+from p2pnode.transport.limits import Limits
+from p2pnode.work.settings import WorkSettings
+
+_PPM = 1_000_000
+
+
+def discovery_settings(config: NodeConfig) -> DiscoverySettings:
+    """Give the discovery layer's settings."""
+    network = config.network
+    return DiscoverySettings(
+        mdns=network.mdns,
+        interfaces=network.mdns_interfaces,
+        virtual_interfaces=network.mdns_virtual,
+        static_peers=tuple(dict.fromkeys((*network.static_peers, *network.bootstrap))),
+        links_max=config.limits.links_max,
+        peers_max=config.limits.peers_max,
+    )
+
+
+def transport_limits(config: NodeConfig) -> Limits:
+    """Give the transport's limits."""
+    limits = config.limits
+    return Limits(
+        connections_max=limits.connections_max,
+        inbound_max=limits.inbound_max,
+        outbound_reserved=limits.outbound_reserved,
+        per_address_max=limits.per_address_max,
+        per_network_max=limits.per_network_max,
+        idle_seconds=limits.idle,
+        buffer_bytes_max=limits.buffers,
+    )
+
+
+def work_settings(config: NodeConfig, cores: int | None = None) -> WorkSettings:
+    """Give the work layer's settings. cores: of this machine, counted when None."""
+    provide = config.provide
+    cores = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores or os.cpu_count() or 1
+    engines = {"execution_providers": provide.engines} if provide.engines else {}
+    return WorkSettings(
+        cpu_fraction=provide.cpu_fraction(cores),
+        cores=cores,
+        threads_per_worker=provide.threads,
+        worker_idle_seconds=provide.worker_idle,
+        memory_bytes=provide.memory,
+        worker_memory_bytes=provide.worker_memory,
+        disk_bytes=provide.disk,
+        bandwidth_bytes_per_second=provide.bandwidth,
+        queue_max=provide.queue_max,
+        queue_per_owner_max=provide.queue_per_client_max,
+        load_seconds=provide.load_time_max,
+        call_seconds_max=provide.call_time_max,
+        batch_size_max=provide.batch_max,
+        batch_delay_seconds=provide.batch_delay,
+        model_bytes_max=max(provide.model_size_max, WorkSettings.__dataclass_fields__["model_bytes_max"].default),
+        share_workers=provide.share_workers,
+        sandbox_min=provide.sandbox_level_min,
+        allow_clients=frozenset(provide.clients_allow),
+        deny_clients=frozenset(provide.clients_deny),
+        allow_models=frozenset(provide.models_allow),
+        deny_models=frozenset(provide.models_deny),
+        **engines,
+    )
+
+
+def market_settings(config: NodeConfig) -> MarketSettings:
+    """Give the market's settings."""
+    provide, credit, client = config.provide, config.credit, config.client
+    return MarketSettings(
+        selling=provide.enabled,
+        operations_price=provide.operations_price_micro,
+        call_price=provide.call_price,
+        region=provide.region,
+        input_bytes_max=provide.input_size_max,
+        output_bytes_max=provide.output_size_max,
+        model_bytes_max=provide.model_size_max,
+        call_seconds_max=provide.call_time_max,
+        stranger_slice_amount=credit.slice_amount,
+        credit_growth_ppm=round(credit.growth * _PPM),
+        credit_slice_amount_max=credit.slice_amount_max,
+        credit_half_life_seconds=credit.half_life,
+        debt_amount_max=credit.debt_max,
+        cheque_seconds=credit.cheque_time,
+        slice_calls=client.slice_calls,
+        slice_seconds=client.slice_time,
+    )
+
+
+def job_settings(config: NodeConfig) -> JobSettings:
+    """Give the client side's settings."""
+    client = config.client
+    return JobSettings(
+        run_seconds=client.call_time_max,
+        providers_max=client.providers_max,
+        in_flight_per_provider=client.in_flight,
+        hedge_deviations=client.hedge_deviations,
+        latency_weight=client.latency_weight,
+        agreement_seconds=client.deadline,
+        agreement_amount_max=client.max_total,
+        slice_calls=client.slice_calls,
+        slice_seconds=client.slice_time,
+    )

@@ -1,0 +1,484 @@
+"""A link: one session with one verified peer over one stream, and the two tasks that drive it.
+
+The hot path has no task hops: the reader takes what the kernel has, and for each record hands requests to the router and
+replies to whoever waits; what they send is collected and leaves in one call when the batch is done. Sends from elsewhere
+leave at once when nothing else is in flight, and otherwise together, at the end of the scheduling tick, through the writer
+task. The writer also takes over whenever the kernel has no room.
+"""
+
+import contextlib
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TypeVar
+
+import trio
+
+from p2pnode.environment import Buffer, ByteStream, Clock
+from p2pnode.errors import PeerError, ProtocolViolation, Refused, Unreachable
+from p2pnode.metrics import Metrics
+from p2pnode.reasons import Reason
+from p2pnode.transport.events import (
+    AttachmentArrived,
+    CancelArrived,
+    Event,
+    RefusalArrived,
+    ReplyArrived,
+    RequestArrived,
+)  # fmt: skip
+from p2pnode.transport.frames import RECORD_SIZE_MAX
+from p2pnode.transport.handshake import Established
+from p2pnode.transport.limits import BufferBudget, Limits
+from p2pnode.transport.pump import Pump
+from p2pnode.transport.requests import Incoming, Pending, Reply, Router
+from p2pnode.transport.session import Session
+from p2pnode.wire.codec import decode_numbered, encode_numbered
+from p2pnode.wire.registry import Message
+
+Result = TypeVar("Result")
+
+_NOTHING = memoryview(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSurroundings:
+    """What all links of one node share. strict: let a bug met while serving a peer stop the node."""
+
+    limits: Limits
+    metrics: Metrics
+    budget: BufferBudget
+    clock: Clock
+    router: Router
+    strict: bool = False
+    serials: count[int] = field(default_factory=count)
+
+
+class Link:
+    """An open session with a verified peer. `request` may be used from any task, everything else from plain code too.
+
+    peer: who it is. closed: the reason once it is over. successor: the link that took this one's place, if one did.
+    """
+
+    def __init__(self, stream: ByteStream, established: Established, leftover: bytes, around: LinkSurroundings) -> None:
+        self.peer = established.peer
+        self.closed: Reason | None = None
+        self.successor: Link | None = None
+        self._serial = next(around.serials) << 32
+        self._stream = stream
+        self._around = around
+        self._metrics = around.metrics
+        self._clock = around.clock
+        limits = self._limits = around.limits
+        self._session = Session(
+            established.sender,
+            established.receiver,
+            not self.peer.inbound,
+            limits,
+            around.metrics,
+            around.budget,
+            around.clock.monotonic(),
+        )
+        # Anonymous mappings: pages that no traffic reaches cost nothing, so an idle link stays at a few of them.
+        self._received = memoryview(mmap.mmap(-1, max(limits.receive_buffer_bytes, len(leftover))))
+        self._received[: len(leftover)] = leftover
+        self._start, self._end_of_data = 0, len(leftover)
+        self._pump = Pump(stream, self._session, limits, around.metrics, around.clock, self._failed)
+        self._record_at = around.clock.monotonic()
+        self._dispatching = False
+        self._scope = trio.CancelScope()
+        self._room = trio.lowlevel.ParkingLot()
+        self._incoming: dict[int, Incoming] = {}
+        self._arriving: dict[int, Pending] = {}
+        self._retire_at = float("inf")
+
+    # --- for the layers above ----------------------------------------------------------------------------------------
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the link is kept alive while idle."""
+        return self._session.pinned
+
+    @pinned.setter
+    def pinned(self, value: bool) -> None:
+        self._session.pinned = value
+
+    @property
+    def rtt_seconds(self) -> float:
+        """The smallest round trip measured, 0 before the first."""
+        return self._session.rtt_seconds
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Our requests without a reply, plus the peer's that are being answered."""
+        return len(self._session.waiting) + len(self._session.open_requests)
+
+    async def request(
+        self, message: Message, attachment: Sequence[Buffer] = (), *, sink: Callable[[int], memoryview] | None = None
+    ) -> Reply:
+        """Send a request and wait for its reply. Waits, too, while as many requests are open as the peer allows.
+
+        attachment: buffers that must not change until the reply is there. sink: given the size of the reply's attachment,
+        gives the memory for it, exactly that long; without one it is allocated. Cancelled: the peer is told, and nothing is
+        left. Raises Refused (by the peer, or before sending), Unreachable when the link ends first, and ProtocolViolation
+        when the reply is not a message.
+        """
+        while len(self._session.waiting) >= self._limits.requests_in_flight_max and self.closed is None:
+            await self._room.park()
+        task = trio.lowlevel.current_task()
+        outcome: list[Reply | PeerError] = []
+        waiting = False
+
+        def on_reply(reply: Reply | PeerError) -> None:
+            outcome.append(reply)
+            if waiting:
+                trio.lowlevel.reschedule(task)
+
+        request_id = self.request_nowait(message, attachment, on_reply, sink)
+        if outcome:
+            await trio.lowlevel.checkpoint()
+        else:
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                self.cancel(request_id)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            waiting = True
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        result = outcome[0]
+        if isinstance(result, Reply):
+            return result
+        raise result
+
+    def request_nowait(
+        self,
+        message: Message,
+        attachment: Sequence[Buffer],
+        on_reply: Callable[[Reply | PeerError], None],
+        sink: Callable[[int], memoryview] | None = None,
+    ) -> int:
+        """Send a request and give its id for `cancel`. `on_reply` runs once, unless cancelled, in the event loop.
+
+        Raises Refused(TOO_MANY_REQUESTS) at the limit of open requests, Refused(TOO_LARGE), Unreachable on a closed link.
+        """
+        if self.successor is not None and self.successor.closed is None:
+            return self.successor.request_nowait(message, attachment, on_reply, sink)
+        session = self._session
+        if self.closed is not None:
+            raise Unreachable(f"the link is closed: {self.closed.value}")
+        if len(session.waiting) >= self._limits.requests_in_flight_max:
+            self._metrics.add("limit_hits_total", "requests_in_flight_max")
+            raise Refused(Reason.TOO_MANY_REQUESTS, "this node's own requests on the link")
+        try:
+            number = session.send_request(Pending(on_reply, sink), encode_numbered(message), attachment)
+        except ProtocolViolation as error:
+            self._violated(error)
+            raise Unreachable(f"the link is closed: {error.reason.value}") from error
+        self._pump.kick()
+        return self._serial | number
+
+    def cancel(self, request_id: int) -> None:
+        """Give up a request of `request_nowait`; its `on_reply` will not run. Does nothing when it is over."""
+        if request_id & ~0xFFFFFFFF != self._serial:
+            if self.successor is not None:
+                self.successor.cancel(request_id)
+            return
+        if self.closed is None:
+            number = request_id & 0xFFFFFFFF
+            pending = self._arriving.pop(number, None)
+            if pending is not None:
+                self.release(pending.reserved)
+            self._guarded(self._session.send_cancel, number)
+            self._room.unpark()
+            self._pump.kick()
+
+    def close(self, reason: Reason) -> None:
+        """Say goodbye and end the link now; whatever is in flight fails on both sides. Idempotent."""
+        if self.closed is None:
+            self._guarded(self._session.send_goodbye, reason)
+            self._pump.flush()
+            self._end(reason)
+
+    # --- for the transport's own files -------------------------------------------------------------------------------
+
+    async def run(self) -> Reason:
+        """Drive the link until it is over and give the reason. Cancelled: says goodbye first. Closes the stream."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump.run)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.close(Reason.SHUTTING_DOWN)
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(self._limits.goodbye_seconds):
+                    await self._pump.drain()
+                await self._stream.aclose()
+        return self.closed or Reason.CONNECTION_LOST
+
+    def retire(self, successor: "Link | None") -> None:
+        """Another link with the same peer has taken over: finish what is in flight, within a time, and end."""
+        self.successor = successor
+        self._retire_at = self._clock.monotonic() + self._limits.retire_seconds
+        self._guarded(self._session.send_goodbye, Reason.DUPLICATE_SESSION)
+        self._pump.flush()
+        self._end_if_retired()
+
+    def tick(self, now: float) -> None:
+        """Do what is due by the clock; the service calls it about once a second."""
+        if self.closed is not None:
+            return
+        limits = self._limits
+        if now >= self._retire_at:
+            self._metrics.add("limit_hits_total", "retire_seconds")
+            self._end(Reason.DUPLICATE_SESSION)
+            return
+        if not self._session.numbers_left and self._session.is_quiet:
+            self._metrics.add("limit_hits_total", "request_number_max")
+            self.close(Reason.EXPIRED)
+            return
+        reason = self._guarded(self._session.tick, now)
+        if self._pump.blocked and now - self._pump.progress_at >= limits.send_stall_seconds:
+            self._metrics.add("limit_hits_total", "send_stall_seconds")
+            reason = Reason.TOO_SLOW
+        elif self._end_of_data > self._start and now - self._record_at >= limits.minimum_rate_seconds:
+            self._metrics.add("limit_hits_total", "minimum_rate")
+            reason = Reason.TOO_SLOW
+        if reason is not None:
+            self.close(reason)
+        else:
+            self._pump.kick()
+
+    def reserve(self, size: int) -> bool:
+        """Count memory for an attachment against the node's budget; False if there is no room."""
+        return self._around.budget.take(size)
+
+    def release(self, size: int) -> None:
+        """Give back what `reserve` took."""
+        self._around.budget.give(size)
+
+    def accept(self, incoming: Incoming, sink: memoryview) -> None:
+        """Let an attachment flow into its sink."""
+        if self.closed is None:
+            self._guarded(self._session.accept, incoming.number, sink)
+            self._dispatch()
+            self._pump.kick()
+
+    def answer(
+        self, incoming: Incoming, message: Message, attachment: Sequence[Buffer], on_sent: Callable[[], None] | None
+    ) -> None:
+        """Send the reply to a request; `on_sent` runs even if nobody wants it any more."""
+        self._incoming.pop(incoming.number, None)
+        is_queued = False
+        if self.closed is None and not incoming.cancelled:
+            try:
+                is_queued = self._session.send_reply(incoming.number, encode_numbered(message), attachment, on_sent)
+            except Refused:
+                self._guarded(self._session.send_refusal, incoming.number, Reason.INTERNAL, "the reply is too large")
+            except ProtocolViolation as error:
+                self._violated(error)
+        if not is_queued and on_sent is not None:
+            on_sent()
+        self._pump.kick()
+
+    def refuse(self, incoming: Incoming, reason: Reason, detail: str) -> None:
+        """Send a refusal of a request."""
+        self._incoming.pop(incoming.number, None)
+        if self.closed is None and not incoming.cancelled:
+            self._guarded(self._session.send_refusal, incoming.number, reason, detail)
+            self._pump.kick()
+
+    # --- arriving ----------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        self._process(self._clock.monotonic())
+        while self.closed is None:
+            try:
+                count = await self._stream.receive_into(self._received[self._end_of_data :])
+            except Unreachable:
+                count = 0
+            if count == 0:
+                self._end(self._session.heard_goodbye or Reason.CONNECTION_LOST)
+                return
+            self._end_of_data += count
+            self._metrics.add("received_bytes_total", amount=count)
+            self._process(self._clock.monotonic())
+
+    def _process(self, now: float) -> None:
+        """Handle every whole record that is there, then send what came of them in one go."""
+        session, data, start, end = self._session, self._received, self._start, self._end_of_data
+        self._pump.corked = True
+        frames_before = session.frames_received
+        try:
+            while True:
+                used = session.receive(data[start:end], now)
+                if used == 0:
+                    break
+                start += used
+                if session.events:
+                    self._dispatch()
+                    if self.closed is not None:
+                        return
+        except ProtocolViolation as error:
+            self._violated(error)
+            return
+        finally:
+            self._pump.corked = False
+        if start > self._start or end == start:
+            self._record_at = now
+        if start == end:
+            start = end = 0
+        elif len(data) - start < RECORD_SIZE_MAX:
+            data[: end - start] = data[start:end]
+            start, end = 0, end - start
+        self._start, self._end_of_data = start, end
+        self._metrics.add("frames_received_total", amount=session.frames_received - frames_before)
+        self._pump.flush()
+        if self._session.said_goodbye is not None:
+            self._end_if_retired()
+
+    def _dispatch(self) -> None:
+        """Hand the session's events on. A handler's own error costs the peer at most its link, never the node."""
+        if self._dispatching:
+            return
+        events = self._session.events
+        self._dispatching = True
+        try:
+            while events and self.closed is None:
+                event = events.pop(0)
+                try:
+                    self._handle(event)
+                except Exception:
+                    self._metrics.add("bugs_total", type(event).__name__)
+                    if self._around.strict:
+                        raise
+                    self.close(Reason.INTERNAL)
+        finally:
+            self._dispatching = False
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, RequestArrived):
+            self._requested(event)
+        elif isinstance(event, ReplyArrived):
+            self._replied(event)
+        elif isinstance(event, AttachmentArrived):
+            incoming = self._incoming.get(event.number)
+            pending = self._arriving.pop(event.number, None)
+            if incoming is not None:
+                incoming.complete()
+            elif pending is not None and pending.message is not None:
+                self._deliver(pending, Reply(pending.message, pending.view))
+        elif isinstance(event, RefusalArrived):
+            self._deliver(event.token, Refused(event.reason, event.detail))
+        elif isinstance(event, CancelArrived):
+            cancelled = self._incoming.pop(event.number, None)
+            if cancelled is not None:
+                cancelled.cancel()
+        elif event.reason is not Reason.DUPLICATE_SESSION:
+            self._end(event.reason)
+
+    def _requested(self, event: RequestArrived) -> None:
+        try:
+            message = decode_numbered(event.message)
+        except ProtocolViolation as error:
+            self._metrics.add("violations_total", error.reason.value)
+            self._guarded(self._session.send_refusal, event.number, error.reason, error.detail)
+            return
+        self._metrics.add("requests_total", type(message).__name__)
+        incoming = Incoming(self, event.number, message, event.attachment, event.attachment_size)
+        self._incoming[event.number] = incoming
+        try:
+            self._around.router(incoming)
+        except Refused as error:
+            incoming.refuse(error.reason, error.detail)
+        except ProtocolViolation as error:
+            self._metrics.add("violations_total", error.reason.value)
+            incoming.refuse(error.reason, error.detail)
+        if event.attachment is not None:
+            incoming.keep()
+
+    def _replied(self, event: ReplyArrived) -> None:
+        pending: Pending = event.token
+        size = event.attachment_size
+        try:
+            message = decode_numbered(event.message)
+            view = _NOTHING
+            if size:
+                view = self._sink(pending, size)
+        except PeerError as error:
+            if isinstance(error, ProtocolViolation):
+                self._metrics.add("violations_total", error.reason.value)
+            self._guarded(self._session.send_cancel, event.number)
+            self._deliver(pending, error)
+            return
+        if event.attachment is not None:
+            view[:] = event.attachment
+            self._deliver(pending, Reply(message, view))
+        else:
+            pending.message = message
+            pending.view = view
+            self._arriving[event.number] = pending
+            self._guarded(self._session.accept, event.number, view)
+
+    def _sink(self, pending: Pending, size: int) -> memoryview:
+        """Give the memory for a reply's attachment. Raises Refused when there is none."""
+        if pending.sink is not None:
+            return pending.sink(size)[:size]
+        if not self.reserve(size):
+            raise Refused(Reason.MEMORY, "no room for the reply's attachment")
+        pending.reserved = size
+        return memoryview(bytearray(size))
+
+    def _deliver(self, pending: Pending, reply: Reply | PeerError) -> None:
+        if pending.reserved:
+            self.release(pending.reserved)
+            pending.reserved = 0
+        if self._room:
+            self._room.unpark()
+        pending.on_reply(reply)
+
+    # --- ending ------------------------------------------------------------------------------------------------------
+
+    def _guarded(self, function: Callable[..., Result], *arguments: object) -> Result | None:
+        """Call into the session; if the peer has broken it, end the link instead."""
+        try:
+            return function(*arguments)
+        except ProtocolViolation as error:
+            self._violated(error)
+            return None
+
+    def _violated(self, error: ProtocolViolation) -> None:
+        if self.closed is None:
+            self._metrics.add("violations_total", error.reason.value)
+            with contextlib.suppress(ProtocolViolation):
+                self._session.send_goodbye(error.reason)
+            self._pump.flush()
+            self._end(error.reason)
+
+    def _failed(self, error: PeerError) -> None:
+        self._end(error.reason if isinstance(error, ProtocolViolation) else Reason.CONNECTION_LOST)
+
+    def _end_if_retired(self) -> None:
+        session = self._session
+        if session.said_goodbye is not None and session.heard_goodbye is not None and session.is_quiet:
+            self._end(Reason.DUPLICATE_SESSION)
+
+    def _end(self, reason: Reason) -> None:
+        """The link is over: everybody who waits on it is told, once."""
+        if self.closed is not None:
+            return
+        self.closed = reason
+        self._scope.cancel()
+        session = self._session
+        waiting: list[Pending] = [*session.waiting.values(), *self._arriving.values()]
+        session.waiting.clear()
+        self._arriving.clear()
+        for pending in waiting:
+            self._deliver(pending, Unreachable(f"the link ended: {reason.value}"))
+        unanswered = list(self._incoming.values())
+        self._incoming.clear()
+        for incoming in unanswered:
+            incoming.cancel()
+        self._room.unpark_all()
+        session.close()

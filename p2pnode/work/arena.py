@@ -1,0 +1,174 @@
+"""Memory shared with a worker: sealed memfds, and an allocator that only the parent runs.
+
+The seals matter: a worker that could shrink the file would kill its parent with SIGBUS on the next access. Offsets are
+multiples of 64 because ONNX Runtime's sums depend on the alignment of their input; 4 KiB and more start on a page, so that
+freed pages can be handed back to the system.
+"""
+
+import ctypes
+import fcntl
+import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Final
+
+from p2pnode.environment import Buffer, Slot
+
+UNIT: Final = 64
+PAGE: Final = 4096
+_PUNCH_HOLE_KEEP_SIZE: Final = 0x02 | 0x01
+_SEAL_SIZE: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_WRITE_CHUNK: Final = 64 << 20
+
+
+def align(size: int, unit: int = UNIT) -> int:
+    """Give the next multiple of `unit`."""
+    return (size + unit - 1) // unit * unit
+
+
+class Allocator:
+    """First fit over `capacity` bytes. Low addresses are reused first, which keeps pages warm."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._free: list[tuple[int, int]] = [(0, capacity)] if capacity else []
+        self._taken: dict[int, int] = {}
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes handed out now, after rounding."""
+        return sum(self._taken.values())
+
+    @property
+    def end(self) -> int:
+        """The end of the highest piece handed out, 0 when there is none."""
+        return max((offset + size for offset, size in self._taken.items()), default=0)
+
+    def allocate(self, size: int) -> int | None:
+        """Give the offset of a free piece of at least `size` bytes, or None."""
+        unit = PAGE if size >= PAGE else UNIT
+        needed = align(max(size, 1), unit)
+        for index, (start, length) in enumerate(self._free):
+            offset = align(start, unit)
+            lead = offset - start
+            if length - lead < needed:
+                continue
+            rest = length - lead - needed
+            pieces = ([(start, lead)] if lead else []) + ([(offset + needed, rest)] if rest else [])
+            self._free[index : index + 1] = pieces
+            self._taken[offset] = needed
+            return offset
+        return None
+
+    def free(self, offset: int) -> None:
+        """Take a piece back and join it with its free neighbours. Raises KeyError for what was never handed out."""
+        start, length = offset, self._taken.pop(offset)
+        index = bisect_left(self._free, (start, 0))
+        if index < len(self._free) and self._free[index][0] == start + length:
+            length += self._free.pop(index)[1]
+        if index and sum(self._free[index - 1]) == start:
+            previous = self._free.pop(index - 1)
+            start, length, index = previous[0], length + previous[1], index - 1
+        self._free.insert(index, (start, length))
+
+    def free_pieces(self) -> Iterable[tuple[int, int]]:
+        """Give (offset, size) of every free piece, in order."""
+        return tuple(self._free)
+
+
+def sealed_memfd(name: str, size: int) -> int:
+    """Give a memfd of fixed size, all zeros and sparse. The caller closes it."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEAL_SIZE | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def constant_memfd(name: str, parts: Iterable[Buffer]) -> int:
+    """Give a memfd with these bytes that nobody can change any more. The caller closes it. May take long: 1 s for a few GB."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        for part in parts:
+            rest = memoryview(part).cast("B")
+            while rest:
+                rest = rest[os.write(descriptor, rest[:_WRITE_CHUNK]) :]
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEAL_SIZE | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def map_constant(descriptor: int) -> memoryview:
+    """Map a sealed memfd for reading. An empty one gives an empty view."""
+    size = os.fstat(descriptor).st_size
+    if size == 0:
+        return memoryview(b"")
+    # Private: kernels before 6.7 refuse a shared mapping of what is sealed against writing. The pages are shared anyway.
+    return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ))
+
+
+class Arena:
+    """The parent's side of one worker's input and output memory.
+
+    The mapping lives as long as any view of it, also after the worker's death; nothing is unmapped under a reader.
+    """
+
+    def __init__(self, size: int) -> None:
+        size = max(align(size, PAGE), PAGE)
+        self.descriptor = sealed_memfd("p2pnode-arena", size)
+        self._view = memoryview(mmap.mmap(self.descriptor, size))
+        self._allocator = Allocator(size)
+        self._touched = 0
+        self.size = size
+
+    @property
+    def touched_bytes(self) -> int:
+        """How far from the start memory may be in use since the last `trim`."""
+        return self._touched
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is handed out."""
+        return not self._allocator.taken_bytes
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """Give a writable view of a part."""
+        return self._view[offset : offset + size]
+
+    def reserve(self, size: int) -> Slot | None:
+        """Take `size` bytes, or None when there is no room now."""
+        offset = self._allocator.allocate(size)
+        if offset is None:
+            return None
+        self._touched = max(self._touched, offset + size)
+        return Slot(offset, self._view[offset : offset + size])
+
+    def free(self, slot: Slot) -> None:
+        """Take a slot back."""
+        self._allocator.free(slot.offset)
+
+    def trim(self) -> None:
+        """Hand the memory of free pages back to the system."""
+        for start, size in self._allocator.free_pieces():
+            first, last = align(start, PAGE), min(start + size, align(self._touched, PAGE)) // PAGE * PAGE
+            if last > first:
+                _punch_hole(self.descriptor, first, last - first)
+        self._touched = min(self._touched, self._allocator.end)
+
+    def close(self) -> None:
+        """Close the descriptor. Views stay valid."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def _punch_hole(descriptor: int, offset: int, size: int) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    # The file systems that lack this keep the memory, which is correct too.
+    library.fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(size))
