@@ -86,6 +86,8 @@ class MdnsService:
         self._adapters = adapters
         self._own_seen = trio.Event()
         self.status = MdnsStatus("off")
+        # Where this node's own identity is announced by another process; empty while it is not.
+        self.identity_elsewhere = ""
 
     async def run(
         self, sightings: trio.MemorySendChannel[Sighting], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -155,7 +157,7 @@ class MdnsService:
         from zeroconf import ServiceInfo
 
         announced = self._announcement
-        port = int(announced.listen_addresses[0].rpartition(":")[2])
+        port = self._own_port()
         name = short(announced.node_id)
         zeroconf.register_service(
             ServiceInfo(
@@ -186,6 +188,8 @@ class MdnsService:
             return
         if sighting.node_id == self._announcement.node_id:
             self._own_seen.set()
+            if port != self._own_port():
+                self.identity_elsewhere = ", ".join(sighting.addresses)
             if self.status.state in ("starting", "not-working"):
                 self._works()
             return
@@ -215,6 +219,9 @@ class MdnsService:
             return None
         hints = tuple(f"{address}:{port}" for address in addresses if _is_dialable(address))[:ADDRESSES_PER_SIGHTING_MAX]
         return Sighting(node_id, hints) if hints else None
+
+    def _own_port(self) -> int:
+        return int(self._announcement.listen_addresses[0].rpartition(":")[2])
 
     def _works(self) -> None:
         self.status = MdnsStatus("working", interfaces=self.status.interfaces, left_out=self.status.left_out)

@@ -288,11 +288,14 @@ class PeerBook:
 
     def _on_link_down(self, event: LinkDown, now: float) -> list[Effect]:
         self._state.linked.pop(event.node_id, None)
+        if self._next_probe < now:
+            # The probe is for peers that stay lost; a fresh loss waits for its own backoff.
+            self._next_probe = now + self._settings.probe_seconds
         entry = self._state.entries.get(event.node_id)
         if entry is None:
             return []
         wait = self._settings.backoff_seconds * (0.5 + self._jitter() / 2)
-        if event.reason in (Reason.SHUTTING_DOWN, Reason.DUPLICATE_IDENTITY, Reason.TOO_MANY_CONNECTIONS, Reason.BANNED):
+        if event.reason in (Reason.SHUTTING_DOWN, Reason.TOO_MANY_CONNECTIONS, Reason.BANNED):
             wait *= 15
         for static in self._state.statics.values():
             if static.node_id == event.node_id:

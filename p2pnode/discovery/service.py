@@ -4,16 +4,19 @@ The DHT joins here as one more source of `Heard` events; nothing else has to cha
 """
 
 import ipaddress
+import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
 import trio
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.mdns import Announcement, MdnsService, Sighting
+from p2pnode.discovery.interfaces import choose_interfaces
+from p2pnode.discovery.mdns import Announcement, MdnsService, Sighting, system_adapters
 from p2pnode.discovery.peer_book import (
     SOURCE_BOOK,
     SOURCE_MDNS,
@@ -35,7 +38,7 @@ from p2pnode.discovery.peer_book import (
 from p2pnode.discovery.settings import DiscoverySettings
 from p2pnode.environment import Environment
 from p2pnode.errors import ConfigError, PeerError, ProtocolViolation
-from p2pnode.ids import NODE, NodeId, node_text, parse_id
+from p2pnode.ids import NODE, NodeId, node_text, parse_id, short
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
 from p2pnode.store import peers as peer_rows
@@ -50,12 +53,14 @@ SAVE_SECONDS: Final = 1.0
 INTRODUCTION_SECONDS: Final = 20.0
 SEEN_ADDRESSES_MAX: Final = 16
 _STORED_SCORE: Final = 10
+_log = logging.getLogger(__name__)
 
 
 class Mdns(Protocol):
     """A source of sightings; the simulation has none."""
 
     status: Any
+    identity_elsewhere: str
 
     async def run(
         self, sightings: trio.MemorySendChannel[Sighting], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -93,7 +98,7 @@ class PeerView:
 class DiscoveryService:
     """Keeps the peer book, the links to known peers, and the word about ourselves.
 
-    own_addresses: gives the addresses others may reach this node at. mdns: None where there is no local network.
+    mdns: None where there is no local network.
     """
 
     def __init__(
@@ -104,7 +109,6 @@ class DiscoveryService:
         identity: Identity,
         transport: TransportService,
         metrics: Metrics,
-        own_addresses: Callable[[], tuple[str, ...]],
         mdns: MdnsFactory | None = MdnsService,
     ) -> None:
         self._environment = environment
@@ -113,7 +117,6 @@ class DiscoveryService:
         self._identity = identity
         self._transport = transport
         self._metrics = metrics
-        self._own_addresses = own_addresses
         self._mdns_factory = mdns
         self._mdns: Mdns | None = None
         self._book = PeerBook(identity.node_id, settings, environment.entropy.uniform)
@@ -148,18 +151,24 @@ class DiscoveryService:
                 await self._save()
 
     def link_up(self, link: Link) -> None:
-        """Take the transport's news of a verified link."""
+        """Take the transport's news of a verified link; one with a banned peer is closed."""
+        if self.is_banned(link.peer.node_id):
+            link.close(Reason.BANNED)
+            return
         address = "" if link.peer.inbound else link.peer.seen_address
         self._keys[link.peer.node_id] = (link.peer.public_key, link.peer.agent)
-        self._handle(LinkUp(link.peer.node_id, address, tuple(link.peer.addresses)))
+        self._handle(LinkUp(link.peer.node_id, address, claimed_addresses(link.peer.addresses, link.peer.seen_address)))
+        link.pinned = True
         if self._nursery is not None:
             self._nursery.start_soon(self._introduce, link)
 
     def link_down(self, link: Link, reason: Reason) -> None:
         """Take the transport's news of a link's end."""
         self._keys.pop(link.peer.node_id, None)
-        if reason is Reason.DUPLICATE_IDENTITY:
-            self.duplicate_identity = True
+        if link.closed is Reason.DUPLICATE_IDENTITY:
+            # The peer said goodbye so: it met this identity in another process. (When the *peer* was restarted, the
+            # transport reports its old link before closing it.)
+            self._found_duplicate(f"{short(link.peer.node_id)} met it in another process")
         self._handle(LinkDown(link.peer.node_id, reason))
 
     def misbehaved(self, node_id: bytes, reason: Reason) -> None:
@@ -187,12 +196,25 @@ class DiscoveryService:
         incoming.reply(
             Introduction(
                 node_id=self._identity.node_id,
-                addresses=self._own_addresses()[:8],
+                addresses=self.own_addresses()[:8],
                 seen_address=incoming.link.peer.seen_address[:64],
                 role=ROLE_SERVER,
             )
         )
         return True
+
+    def own_addresses(self) -> tuple[str, ...]:
+        """Give the addresses others may reach this node at; a wildcard stands for every real interface."""
+        found: dict[str, None] = {}
+        for address in self._transport.addresses:
+            host, _, port = address.rpartition(":")
+            if host not in ("0.0.0.0", "[::]", ""):
+                found[address] = None
+                continue
+            with suppress(ConfigError):
+                for each in choose_interfaces(system_adapters(), self._settings, (host,)).addresses:
+                    found[f"{each}:{port}"] = None
+        return tuple(found)
 
     def apply(self, settings: DiscoverySettings) -> None:
         """Use new limits and static peers from now on; mDNS and interface choices take effect at the next start."""
@@ -213,15 +235,15 @@ class DiscoveryService:
             "mdns": mdns,
             "peers_known": len(self._book.entries()),
             "peers_connected": len(self._transport.links()),
-            "own_addresses": list(self._own_addresses()),
+            "own_addresses": list(self.own_addresses()),
             "seen_as": [address for address, _ in self._own_seen.most_common(3)],
-            "duplicate_identity": self.duplicate_identity,
+            "duplicate_identity": self.duplicate_identity or (self._mdns is not None and bool(self._mdns.identity_elsewhere)),
         }
 
     async def _start_mdns(self, nursery: trio.Nursery) -> None:
         if self._mdns_factory is None:
             return
-        announcement = Announcement(self._identity.node_id, self._network_id, PROTOCOL_VERSION, self._transport.addresses())
+        announcement = Announcement(self._identity.node_id, self._network_id, PROTOCOL_VERSION, self._transport.bound_addresses)
         if not announcement.listen_addresses:
             return
         self._mdns = self._mdns_factory(announcement, self._settings, self._metrics)
@@ -255,6 +277,8 @@ class DiscoveryService:
                 link = await self._transport.connect(effect.addresses, effect.node_id)
             except PeerError as error:
                 failure = getattr(error, "reason", None)
+                if failure is Reason.DUPLICATE_IDENTITY:
+                    self._found_duplicate(f"{effect.addresses[0]} answers with it")
             else:
                 self._dialled(effect, link)
                 return
@@ -264,7 +288,12 @@ class DiscoveryService:
         """End the dial in the book even where the transport gave a link that already stood."""
         reached = "" if link.peer.inbound else link.peer.seen_address
         address = effect.addresses[0] if effect.node_id is None else reached
-        self._handle(LinkUp(link.peer.node_id, address, tuple(link.peer.addresses)))
+        self._handle(LinkUp(link.peer.node_id, address, claimed_addresses(link.peer.addresses, link.peer.seen_address)))
+
+    def _found_duplicate(self, how: str) -> None:
+        if not self.duplicate_identity:
+            _log.error("another node uses this identity (%s); give one of the two a new one", how)
+        self.duplicate_identity = True
 
     async def _introduce(self, link: Link) -> None:
         with trio.move_on_after(INTRODUCTION_SECONDS):
@@ -279,7 +308,8 @@ class DiscoveryService:
                 self.misbehaved(link.peer.node_id, Reason.WRONG_PEER)
                 return
             self._saw_us_at(answer.seen_address)
-            self._handle(Heard(link.peer.node_id, tuple(filter(_is_address, answer.addresses)), SOURCE_BOOK))
+            claimed = claimed_addresses(answer.addresses, link.peer.seen_address)
+            self._handle(Heard(link.peer.node_id, claimed, SOURCE_BOOK))
 
     def _saw_us_at(self, address: str) -> None:
         if _is_address(address) and (address in self._own_seen or len(self._own_seen) < SEEN_ADDRESSES_MAX):
@@ -379,6 +409,18 @@ class DiscoveryService:
             banned_seconds=max(0.0, round(entry.banned_until - now, 1)),
             banned_for=entry.banned_for if entry.banned_until > now else "",
         )
+
+
+def claimed_addresses(claimed: Iterable[str], seen_address: str) -> tuple[str, ...]:
+    """Give the usable ones of a peer's own addresses; a wildcard host is replaced by where its bytes come from."""
+    seen_host = seen_address.rpartition(":")[0]
+    usable: dict[str, None] = {}
+    for address in claimed:
+        host, _, port = address.rpartition(":")
+        whole = f"{seen_host}:{port}" if host in ("0.0.0.0", "[::]", "") else address
+        if _is_address(whole) and not whole.endswith(":0"):
+            usable[whole] = None
+    return tuple(usable)
 
 
 def parse_static_peer(text: str) -> tuple[str, NodeId | None]:

@@ -1,7 +1,7 @@
 """The hard stop: money is reserved before anything that may cost it is sent, so a total can never be passed.
 
-A reservation belongs to one holder (a call) and becomes spending when the call is answered, or is released when it
-certainly was not executed. After a crash the reservations are read back and still count: what may have been
+A reservation belongs to one holder (an order, then its agreement) and becomes spending when the agreement ends; what was
+not used is free again. After a crash the reservations are read back and still count: what may have been
 spent is treated as spent until the provider says otherwise.
 """
 
@@ -34,12 +34,18 @@ class Budget:
         if amount < 0:
             raise LedgerError(f"a reservation of {amount}")
         if holder in self._reservations:
-            raise LedgerError("a second reservation for one call")
+            raise LedgerError("a second reservation for one holder")
         if self.limit is not None and self.spent + self._reserved + amount > self.limit:
             return False
         self._reservations[holder] = amount
         self._reserved += amount
         return True
+
+    def rename(self, holder: Hashable, other: Hashable) -> None:
+        """Hand a reservation to another holder, which has none."""
+        if other in self._reservations:
+            raise LedgerError("a second reservation for one agreement")
+        self._reservations[other] = self._reservations.pop(holder)
 
     def settle(self, holder: Hashable, amount: int) -> None:
         """Turn a reservation into spending of at most its amount. Raises LedgerError when more is asked."""
@@ -53,6 +59,10 @@ class Budget:
     def release(self, holder: Hashable) -> None:
         """Give a reservation back; unknown holders are ignored."""
         self._reserved -= self._reservations.pop(holder, 0)
+
+    def holders(self) -> list[bytes]:
+        """Give the agreements that hold a reservation."""
+        return sorted(holder for holder in self._reservations if isinstance(holder, bytes))
 
     def reserved_for(self, holder: Hashable) -> int:
         """Give what is set aside for a holder, 0 for none."""

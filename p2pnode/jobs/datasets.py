@@ -142,7 +142,7 @@ def _jsonl(path: Path, inputs: Sequence[ValueInfo]) -> _Rows:
             position += len(line)
 
     def read(start: int, stop: int) -> dict[str, Any]:
-        rows = []
+        rows: list[Mapping[str, Any]] = []
         with path.open("rb") as lines:
             for offset in offsets[start:stop]:
                 lines.seek(offset)

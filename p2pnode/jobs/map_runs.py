@@ -6,8 +6,8 @@ output which could still be lost. After a crash a placed item is asked for again
 answers from what it kept, without a new charge.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,24 @@ import trio
 from p2pnode.environment import Environment
 from p2pnode.errors import ConfigError, P2PNodeError, PeerError, Refused, StoreError, TooSlow
 from p2pnode.jobs.batches import (
-    Answered, CallFailed, CancelCopy, Effect, Event, Finished, GaveUp, LaneClosed, LaneOpened, MapMachine, OutOfBudget, Place,
+    Answered,
+    CallFailed,
+    CancelCopy,
+    Effect,
+    Event,
+    Finished,
+    GaveUp,
+    LaneClosed,
+    LaneOpened,
+    MapMachine,
+    Place,
     Stopped,
 )  # fmt: skip
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.datasets import Dataset
 from p2pnode.jobs.feeds import ValueInfo
 from p2pnode.jobs.outputs import Part, assemble, part_path, read_part, remove_parts, write_part
-from p2pnode.jobs.sessions import Local, order_amount
+from p2pnode.jobs.sessions import Local, order_within
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.jobs.spec import MapSpec
 from p2pnode.jobs.suppliers import Shapes, Suppliers, Supply, input_shapes, larger_shapes, no_provider
@@ -204,7 +214,7 @@ class MapRun:
         if key == _LOCAL_LANE:
             assert self._local is not None
             outputs, amount = await self._local(values, self._names), 0
-            await self._store(position, outputs, b"", b"", 0)
+            await self._store(position, outputs, None)
             return Answered(position, key, amount, environment.clock.monotonic() - started)
         if supply is None:
             return CallFailed(position, key, Refused(Reason.AGREEMENT_ENDED), 0.0)
@@ -212,47 +222,31 @@ class MapRun:
         if not supply.covers(shapes):
             self._shapes = larger_shapes(self._shapes, shapes)
             raise Refused(Reason.SHAPE_OVER_QUOTE, "this item is larger than the quote covers")
-        if number is None:
+        if number is not None:
+            supply.agreement.recall(number, values)
+        else:
             number = supply.next_number()
-            await self._save(
-                rows.ItemRow(
-                    self.job,
-                    position,
-                    "placed",
-                    provider=supply.peer,
-                    agreement=supply.id,
-                    call=number,
-                    changed_ms=self._now_ms(),
-                )  # fmt: skip
-            )
+            await self._save(self._row(position, "placed", supply, number))
         with trio.move_on_after(self._settings.run_seconds + self._settings.return_seconds) as patience:
-            answer = await self._suppliers.call(supply, values, self._names, self.spec.terms, number=number, hold=True)
+            answer = await self._suppliers.call(supply, values, self._names, self.spec.terms, number)
         if patience.cancelled_caught:
             raise TooSlow("the provider did not answer in time")
-        await self._store(position, answer.outputs, supply.peer, supply.id, answer.amount, number)
-        self._suppliers.confirm(supply, number)
+        await self._store(position, answer.outputs, supply, answer.amount, number)
+        supply.agreement.confirm(number)
         seconds = environment.clock.monotonic() - started
         self._suppliers.succeeded(supply.peer, self.model_id, seconds)
         return Answered(position, key, answer.amount, seconds)
 
     async def _store(
-        self, position: int, outputs: Mapping[str, Any], provider: bytes, agreement: bytes, amount: int, number: int = -1
+        self, position: int, outputs: Mapping[str, Any], supply: Supply | None, amount: int = 0, number: int = -1
     ) -> None:
         path = part_path(self._output, position)
         await self._environment.executor.run(write_part, path, {name: outputs[name] for name in self._names})
-        await self._save(
-            rows.ItemRow(
-                self.job,
-                position,
-                "done",
-                output=path.name,
-                provider=provider,
-                agreement=agreement,
-                call=number,
-                amount=amount,
-                changed_ms=self._now_ms(),
-            )  # fmt: skip
-        )
+        await self._save(replace(self._row(position, "done", supply, number), output=path.name, amount=amount))
+
+    def _row(self, position: int, state: rows.ItemState, supply: Supply | None, number: int) -> rows.ItemRow:
+        peer, agreement = (supply.peer, supply.id) if supply is not None else (b"", b"")
+        return rows.ItemRow(self.job, position, state, provider=peer, agreement=agreement, call=number, changed_ms=self._now_ms())
 
     def _judge(self, position: int, key: bytes, error: P2PNodeError) -> Event:
         """Say what an item's failure means for its lane."""
@@ -290,13 +284,13 @@ class MapRun:
             opened, error = 0, no_provider(placement, self.spec.terms)
             for item in placement.ranked[:count]:
                 try:
-                    usual = self._settings.agreement_amount_max
-                    amount = order_amount(self.budget, item.candidate.price, usual, self._wanted)
-                    supply = await self._suppliers.order(item.candidate, self.spec.terms, amount, self.job, self._shapes)
+                    supply = await order_within(
+                        self.budget, self._suppliers, item.candidate, self.spec.terms, self._wanted, self.job, self._shapes
+                    )
                 except PeerError as refusal:
                     error = refusal if isinstance(refusal, Refused) else Refused(Reason.TOO_SLOW, str(refusal))
                     continue
-                self._open(supply, amount)
+                self._open(supply)
                 opened += 1
             if opened:
                 self._idle_since, self.waits_for = None, None
@@ -308,8 +302,7 @@ class MapRun:
         finally:
             self._opening = False
 
-    def _open(self, supply: Supply, amount: int) -> None:
-        self.budget.reserve(supply.id, amount)
+    def _open(self, supply: Supply) -> None:
         self._lanes[supply.id] = supply
         self._post(LaneOpened(supply.id, self._settings.in_flight_per_provider))
 
@@ -373,12 +366,14 @@ class MapRun:
         """Fetch what was under way when the process died, from the same agreements where they still stand."""
         assert self._nursery is not None
         now = self._environment.clock.monotonic()
-        for agreement in sorted({row.agreement for row in placed}):
+        for agreement in self.budget.holders():
             supply = await self._suppliers.adopt(agreement)
             if supply is None:
                 continue
-            self._open(supply, supply.amount_max)
+            self._lanes[supply.id] = supply
             self._machine.handle(LaneOpened(supply.id, 0), now)
+            # It takes no new items: what an earlier process charged on it is known to its own task only.
+            self._retire(supply.id)
             for row in placed:
                 if row.agreement == agreement:
                     self._machine.adopt(row.position, supply.id, now)

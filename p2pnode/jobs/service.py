@@ -4,8 +4,6 @@ Every job has a row before anything is sent and exactly one end reason after. Mo
 layers are given as they are: `market` quotes and orders, `work` runs locally, `models` holds the files.
 """
 
-import hashlib
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,21 +18,18 @@ from p2pnode.jobs.batches import Finished
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.datasets import fingerprint, open_dataset
 from p2pnode.jobs.feeds import ValueInfo, as_values, value_info
+from p2pnode.jobs.job_book import JobBook, map_key
 from p2pnode.jobs.map_runs import MapRun
 from p2pnode.jobs.outputs import claim_parts, output_kind
 from p2pnode.jobs.retries import reason_of
 from p2pnode.jobs.sessions import Answer, Local, Session
 from p2pnode.jobs.settings import JobSettings
-from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec, Terms, decode_map_spec
+from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec, Terms
 from p2pnode.jobs.suppliers import Suppliers, grown_shapes, input_shapes
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import EndReason, Reason
-from p2pnode.store import jobs as rows
 from p2pnode.wire.tensors import decode_values, encode_values
 from p2pnode.work.service import WorkRequest
-
-# The table keeps a number; this one stands for "no limit" and is beyond all money there will be.
-NO_LIMIT = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +64,7 @@ class JobService:
         self._work = work
         self._models = models
         self.suppliers = Suppliers(environment, settings, market, links)
+        self.book = JobBook(environment)
         self._nursery: trio.Nursery | None = None
         self._maps: dict[bytes, MapRun] = {}
         self._sessions: dict[bytes, Session] = {}
@@ -76,7 +72,7 @@ class JobService:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry background work until cancelled. Jobs left by a crash are reported as such; maps go on when asked again."""
-        await self._environment.database.write(self._repair)
+        await self.book.repair()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
@@ -87,8 +83,9 @@ class JobService:
 
     async def session(self, spec: SessionSpec) -> Session:
         """Open a session. The caller closes it with `close_session`; its first call finds the providers."""
+        spec = replace(spec, terms=self._limited(spec.terms))
         model_id, inputs, outputs = await self.model(spec.model)
-        job = await self._new_job("session", spec.model, model_id, spec.terms, b"")
+        job = await self.book.new("session", spec.model, model_id, spec.terms)
         session = Session(
             self.suppliers, self._environment.clock, self._environment.entropy.uniform, model_id, inputs, outputs, spec.terms,
             Budget(spec.terms.max_total), local=self._local(model_id, spec.terms), job=job,
@@ -100,14 +97,15 @@ class JobService:
         """End a session's agreements and its job."""
         await session.aclose()
         if session.job is not None and self._sessions.pop(session.job, None) is not None:
-            await self._end(session.job, end, "")
+            await self.book.end(session.job, end, "")
 
     async def run_job(self, spec: JobSpec) -> JobResult:
         """Run one inference. Raises the error that ended it; the job then says the same reason."""
+        spec = replace(spec, terms=self._limited(spec.terms))
         model_id, inputs, outputs = await self.model(spec.model)
         values = as_values(inputs, spec.inputs)
         names = spec.outputs or tuple(info.name for info in outputs)
-        job = await self._new_job("run", spec.model, model_id, spec.terms, b"", items=1)
+        job = await self.book.new("run", spec.model, model_id, spec.terms, items=1)
         session = Session(
             self.suppliers, self._environment.clock, self._environment.entropy.uniform, model_id, inputs, outputs, spec.terms,
             Budget(spec.terms.max_total), local=self._local(model_id, spec.terms), job=job,
@@ -147,7 +145,8 @@ class JobService:
 
         A map that is complete, and whose output is still there, is not done again: its job id is given at once.
         """
-        spec = replace(spec, data=str(Path(spec.data).resolve()), output=str(Path(spec.output).resolve()))
+        data, output = await trio.Path(spec.data).resolve(), await trio.Path(spec.output).resolve()
+        spec = replace(spec, data=str(data), output=str(output), terms=self._limited(spec.terms))
         model_id, inputs, outputs = await self.model(spec.model)
         unknown = set(spec.outputs) - {info.name for info in outputs}
         if unknown:
@@ -160,13 +159,15 @@ class JobService:
             raise ConfigError(f"{spec.data} makes {dataset.items} items; between 1 and {self._settings.items_max} are possible")
         kind = output_kind(Path(spec.output), dataset.kind)
         key = map_key(spec, model_id, fingerprint(Path(spec.data)))
-        job, row, spent = await self._map_row(spec, model_id, key, dataset.items)
+        stands = await trio.Path(spec.output).exists()
+        job, row, spent = await self.book.map_row(spec, model_id, key, dataset.items, frozenset(self._maps), stands)
         if job in self._maps or row.state == "ended":
             return job
         claim_parts(Path(spec.output), key)
+        past, promised = await self.book.money(job)
         run = MapRun(
             self._environment, self._settings, self.suppliers, job, spec, model_id, outputs, dataset, kind,
-            Budget(spec.terms.max_total, spent), self._local(model_id, spec.terms),
+            Budget(spec.terms.max_total, spent + past, promised), self._local(model_id, spec.terms),
         )  # fmt: skip
         if self._nursery is None:
             raise ConfigError("the job service does not run")
@@ -193,39 +194,15 @@ class JobService:
             await run.ended.wait()
         return await self.describe(job)
 
-    async def list(self, limit: int = 100) -> list[dict[str, Any]]:
-        """Give jobs, newest first."""
-        found = await self._environment.database.read(lambda connection: rows.list_jobs(connection, limit=limit))
-        return [self._summary(row) for row in found]
-
     async def find(self, typed: str) -> bytes:
         """Give the one job whose id starts with what a person typed. Raises ConfigError for none or several."""
-        try:
-            found = await self._environment.database.read(lambda connection: rows.find_jobs(connection, typed))
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        if len(found) != 1:
-            raise ConfigError(f"{len(found) or 'no'} jobs start with {typed!r}; `p2pnode job list` shows them")
-        return found[0].id
+        return await self.book.find(typed)
 
     async def describe(self, job: bytes) -> dict[str, Any]:
-        """Give a job's state, items, money and history."""
-        row, counts, history = await self._environment.database.read(
-            lambda connection: (
-                rows.get_job(connection, job),
-                rows.count_items(connection, job),
-                rows.list_events(connection, job, limit=200),
-            )  # fmt: skip
-        )
-        if row is None:
-            raise ConfigError("there is no such job")
-        description = self._summary(row)
-        description["items_by_state"] = counts
-        description["history"] = [{"at_ms": event.at_ms, "kind": event.kind, "detail": event.detail} for event in history]
+        """Give a job's state, items, money, history, and its progress while it runs. Raises ConfigError."""
+        description = await self.book.describe(job)
         run = self._maps.get(job)
-        if run is not None:
-            description["progress"] = run.progress().as_json()
-        return description
+        return description if run is None else description | {"progress": run.progress().as_json()}
 
     async def why(self, job: bytes) -> dict[str, Any]:
         """Say what a job waits for, with the refusals this node met since its start."""
@@ -249,7 +226,11 @@ class JobService:
         elif (session := self._sessions.get(job)) is not None:
             await self.close_session(session, EndReason.CANCELLED)
         else:
-            await self._end(job, EndReason.CANCELLED, "")
+            await self.book.end(job, EndReason.CANCELLED, "")
+
+    async def list(self, limit: int = 100) -> Sequence[dict[str, Any]]:
+        """Give jobs, newest first."""
+        return await self.book.newest(limit)
 
     def apply(self, settings: JobSettings) -> None:
         """Use changed settings for what starts from now on."""
@@ -258,21 +239,18 @@ class JobService:
 
     async def reconcile(self) -> None:
         """Compare the jobs' rows with what runs: a row without a runner that is not a map is ended as lost."""
-        open_rows = await self._environment.database.read(
-            lambda connection: rows.list_jobs(connection, is_ended=False, limit=10_000)
-        )
         old = self._environment.clock.wall_ms() - 60_000
-        for row in open_rows:
+        for row in await self.book.unfinished():
             if row.kind != "map" and row.id not in self._sessions and row.created_ms < old:
-                await self._end(row.id, EndReason.FAILED, "its process ended")
+                await self.book.end(row.id, EndReason.FAILED, "its process ended")
 
     async def model(self, text: str) -> tuple[bytes, tuple[ValueInfo, ...], tuple[ValueInfo, ...]]:
         """Give a model's id, inputs and outputs, for a path, an id or the start of one. Raises ConfigError or WorkError."""
-        path = Path(text)
-        if text.endswith(".onnx") or path.is_file():
-            if not path.is_file():
-                raise ConfigError(f"there is no file {text}")
-            model_id, _ = await self._models.add_file(path)
+        is_file = await trio.Path(text).is_file()
+        if text.endswith(".onnx") and not is_file:
+            raise ConfigError(f"there is no file {text}")
+        if is_file:
+            model_id, _ = await self._models.add_file(Path(text))
         else:
             found = [
                 item.model_id
@@ -284,6 +262,10 @@ class JobService:
             model_id = found[0]
         facts = self._work.facts(model_id) or await self._work.prepare(model_id)
         return model_id, tuple(map(value_info, facts.inputs)), tuple(map(value_info, facts.outputs))
+
+    def _limited(self, terms: Terms) -> Terms:
+        """Give the terms with the owner's usual limit on a job's total where they name none."""
+        return terms if terms.max_total is not None else replace(terms, max_total=self._settings.agreement_amount_max)
 
     def _local(self, model_id: bytes, terms: Terms) -> Local | None:
         """Give the function that runs a call in this node's own sandbox, or None when the terms forbid it."""
@@ -309,28 +291,12 @@ class JobService:
 
         return run_here
 
-    async def _new_job(self, kind: rows.JobKind, name: str, model_id: bytes, terms: Terms, spec: bytes, items: int = 0) -> bytes:
-        job = self._environment.entropy.token(32)
-        now_ms = self._environment.clock.wall_ms()
-        row = rows.JobRow(
-            id=job, kind=kind, name=Path(name).name[:256], model_id=model_id, spec=spec, state="running",
-            budget_max=NO_LIMIT if terms.max_total is None else terms.max_total, created_ms=now_ms,
-            deadline_ms=now_ms + round(terms.deadline_seconds * 1000) if terms.deadline_seconds else 0, items=items,
-        )  # fmt: skip
-        await self._environment.database.write(lambda connection: rows.save_job(connection, row))
-        return job
-
     async def _closed(self, session: Session, job: bytes, end: EndReason, detail: str) -> None:
         self._sessions.pop(job, None)
         await session.aclose()
-        await self._end(job, end, detail)
-
-    async def _end(self, job: bytes, end: EndReason, detail: str) -> None:
-        now_ms = self._environment.clock.wall_ms()
-        await self._environment.database.write(lambda connection: rows.end_job(connection, job, end.value, now_ms, detail[:1000]))
+        await self.book.end(job, end, detail)
 
     async def _result(self, job: bytes, answer: Answer) -> JobResult:
-        receipts = await self._market.receipts_of(answer.agreement) if answer.agreement else ()
         return JobResult(
             job=id_text(JOB, job),
             outputs=answer.outputs,
@@ -339,38 +305,9 @@ class JobService:
             seconds=answer.seconds,
             bytes_sent=answer.bytes_sent,
             bytes_received=answer.bytes_received,
-            receipts=tuple(receipts),
+            receipts=await self.book.receipts(job),
             end_reason=EndReason.COMPLETED,
         )
-
-    async def _map_row(self, spec: MapSpec, model_id: bytes, key: bytes, items: int) -> tuple[bytes, rows.JobRow, int]:
-        """Give the job of this map: the one under way, the complete one, or a new one; and what earlier attempts spent."""
-        running = frozenset(self._maps)
-        now_ms = self._environment.clock.wall_ms()
-        output_stands = Path(spec.output).exists()
-
-        def transaction(connection: sqlite3.Connection) -> tuple[bytes, rows.JobRow, int]:
-            spent = attempt = 0
-            while (row := rows.get_job(connection, job := attempt_id(key, attempt))) is not None:
-                if job in running or row.state != "ended":
-                    return job, row, spent
-                if row.end_reason == EndReason.COMPLETED.value:
-                    if output_stands:
-                        return job, row, spent
-                    spent = 0
-                else:
-                    spent += row.spent + row.reserved
-                attempt += 1
-            limit = spec.terms.max_total
-            row = rows.JobRow(
-                id=job, kind="map", name=Path(spec.data).name[:256], model_id=model_id, spec=spec.encoded(), state="running",
-                budget_max=NO_LIMIT if limit is None else max(limit - spent, 0), created_ms=now_ms,
-            )  # fmt: skip
-            rows.save_job(connection, row)
-            rows.add_items(connection, job, [b""] * items)
-            return job, row, spent
-
-        return await self._environment.database.write(transaction)
 
     async def _carry(self, job: bytes, run: MapRun) -> None:
         try:
@@ -378,56 +315,9 @@ class JobService:
         except P2PNodeError as error:
             finished = run.finished = Finished(EndReason.FAILED, reason_of(error), str(error))
         reason = f"{finished.reason.value}: " if finished.reason else ""
-        await self._end(job, finished.end, f"{reason}{finished.detail}".rstrip(": "))
+        await self.book.end(job, finished.end, f"{reason}{finished.detail}".rstrip(": "))
         self._maps.pop(job, None)
         run.ended.set()
-
-    def _repair(self, connection: sqlite3.Connection) -> None:
-        """End what a crash left open: runs and sessions died with their process; maps wait to be started again."""
-        now_ms = self._environment.clock.wall_ms()
-        for row in rows.list_jobs(connection, is_ended=False, limit=10_000):
-            if row.kind != "map":
-                rows.end_job(connection, row.id, EndReason.FAILED.value, now_ms, "the node stopped while it ran")
-            else:
-                rows.set_job_state(connection, row.id, "running", "restart")
-
-    @staticmethod
-    def _summary(row: rows.JobRow) -> dict[str, Any]:
-        limited = row.budget_max < NO_LIMIT
-        summary: dict[str, Any] = {
-            "id": id_text(JOB, row.id),
-            "kind": row.kind,
-            "name": row.name,
-            "model": id_text(MODEL, row.model_id),
-            "state": row.state,
-            "items": row.items,
-            "spent_microcredits": row.spent,
-            "reserved_microcredits": row.reserved,
-            "limit_microcredits": row.budget_max if limited else None,
-            "created_ms": row.created_ms,
-            "ended_ms": row.ended_ms or None,
-            "end_reason": row.end_reason,
-            "end_detail": row.end_detail,
-            "waits_for": row.waits_for,
-        }
-        if row.kind == "map":
-            spec = decode_map_spec(row.spec)
-            summary |= {"data": spec.data, "output": spec.output}
-        return summary
-
-
-def map_key(spec: MapSpec, model_id: bytes, data: bytes) -> bytes:
-    """Give 32 bytes that are equal for the same work: model, data, output place, batch. Prices and limits may change."""
-    parts = (model_id, data, spec.data.encode(), spec.output.encode(), "\0".join(spec.outputs).encode(), str(spec.batch).encode())
-    digest = hashlib.blake2b(digest_size=32, person=b"p2pnode-map-key")
-    for part in parts:
-        digest.update(len(part).to_bytes(4, "big") + part)
-    return digest.digest()
-
-
-def attempt_id(key: bytes, attempt: int) -> bytes:
-    """Give the job id of the n-th attempt at a piece of work."""
-    return hashlib.blake2b(key + attempt.to_bytes(4, "big"), digest_size=32, person=b"p2pnode-attempt").digest()
 
 
 def end_of(error: Exception) -> EndReason:

@@ -34,7 +34,7 @@ class Answer:
     bytes_sent: int = 0
     bytes_received: int = 0
     agreement: bytes = b""
-    slice: int = 0
+    number: int = -1
 
 
 Local = Callable[[Mapping[str, Any], Sequence[str]], Any]
@@ -171,15 +171,16 @@ class Session:
     async def _first_willing(self, candidates: Sequence[Candidate], shapes: Shapes) -> Supply:
         error: PeerError | None = None
         for candidate in candidates:
-            usual = self._suppliers.settings.agreement_amount_max
-            amount = order_amount(self.budget, candidate.price, usual, self.terms.providers)
             try:
-                supply = await self._suppliers.order(candidate, self.terms, amount, self.job, shapes)
+                supply = await order_within(
+                    self.budget, self._suppliers, candidate, self.terms, max(self.terms.providers, 1), self.job, shapes
+                )
             except PeerError as refusal:
+                if getattr(refusal, "reason", None) is Reason.BUDGET:
+                    raise
                 self._suppliers.failed(candidate.peer, self.model_id, refusal)
                 error = refusal
                 continue
-            self.budget.reserve(supply.id, amount)
             self._supplies.append(supply)
             return supply
         assert error is not None
@@ -196,6 +197,7 @@ class Session:
 
     def _send(self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], on_answer: OnAnswer) -> Any:
         supply.in_flight += 1
+        sent = values_bytes(values)
         started = self._clock.monotonic()
 
         def done(result: Any) -> None:
@@ -205,7 +207,9 @@ class Session:
                 return
             seconds = self._clock.monotonic() - started
             self._suppliers.succeeded(supply.peer, self.model_id, seconds)
-            on_answer(self._suppliers.answer(supply, result, seconds))
+            on_answer(
+                Answer(result.outputs, supply.peer, result.amount, seconds, sent, len(result.payload), supply.id, result.number)
+            )
 
         return self._suppliers.send(supply, values, outputs, self.terms, done)
 
@@ -230,16 +234,35 @@ class Session:
         return Answer(result, b"", 0, self._clock.monotonic() - started)
 
 
-def order_amount(budget: Budget, price: int, usual: int, shares: int) -> int:
-    """Give the most an order may cost: a share of what is left, at least one call. Raises Refused(BUDGET)."""
-    free = budget.free
-    if free is None:
-        return max(usual, price)
-    if free < price:
-        raise Refused(Reason.BUDGET, f"the next call may cost {price} micro-credits, {free} are left of this job's total")
-    # Half a provider's share at a time: what one does not use up is there for the others.
-    share = free if shares <= 1 else max(price, (budget.limit or 0) // (2 * shares))
-    return min(free, share)
+def values_bytes(values: Mapping[str, Any]) -> int:
+    """Give how many bytes of tensors these values hold; texts and mappings count as nothing."""
+    flat = [item for value in values.values() for item in (value if isinstance(value, list) else [value])]
+    return sum(item.nbytes for item in flat if hasattr(item, "nbytes") and item.dtype != object)
+
+
+async def order_within(
+    budget: Budget, suppliers: Suppliers, candidate: Candidate, terms: Terms, shares: int, job: bytes | None, shapes: Shapes
+) -> Supply:
+    """Reserve a share of the budget, order for at most that, and give the agreement, which then holds the reservation.
+
+    shares: how many providers share what is left. Raises Refused(BUDGET) when one call does not fit, PeerError.
+    """
+    free, price = budget.free, candidate.price
+    amount = max(suppliers.settings.agreement_amount_max, price)
+    if free is not None:
+        if free < price:
+            raise Refused(Reason.BUDGET, f"the next call may cost {price} micro-credits, {free} are left of this job's total")
+        # Half a provider's share at a time: what one does not use up is there for the others.
+        amount = min(free, free if shares <= 1 else max(price, (budget.limit or 0) // (2 * shares)))
+    holder = object()
+    budget.reserve(holder, amount)
+    try:
+        supply = await suppliers.order(candidate, terms, amount, job, shapes)
+    except BaseException:  # cancelled or refused alike: no call was sent, so nothing can be owed
+        budget.release(holder)
+        raise
+    budget.rename(holder, supply.id)
+    return supply
 
 
 # The provider is well and the agreement stands: the same call may be welcome a moment later.

@@ -16,6 +16,7 @@ class JobSettings:
     start_seconds: float = 120.0
     run_seconds: float = 120.0
     return_seconds: float = 60.0
+    close_seconds: float = 10.0
 
     attempts_max: int = 6
     backoff_first_seconds: float = 0.1
@@ -41,8 +42,6 @@ class JobSettings:
     in_flight_per_provider: int = 4
     rows_per_item: int = 64
     items_max: int = 10_000_000
-    sessions_max: int = 256
-    events_kept_max: int = 256
 
     # The weight of time against money when quotes are compared: 1.0 counts twice the price like twice the time.
     latency_weight: float = 0.5

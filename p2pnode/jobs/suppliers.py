@@ -51,17 +51,21 @@ class Supply:
     amount_max: int
     in_flight: int = 0
     failed: bool = False
+    is_adopted: bool = False
 
     @property
     def id(self) -> bytes:
         """The agreement's id."""
-        found: bytes = self.agreement.agreement_id
-        return found
+        return bytes(self.agreement.id)
 
     @property
     def charged(self) -> int:
         """Micro-credits charged on it so far, paid by cheque or not yet."""
-        return int(self.agreement.charged)
+        return int(self.agreement.spent + self.agreement.at_risk)
+
+    def next_number(self) -> int:
+        """Set a call number aside; it is never used twice, after a crash neither."""
+        return int(self.agreement.next_number())
 
     @property
     def usable(self) -> bool:
@@ -239,12 +243,36 @@ class Suppliers:
         agreement = self._market.agreement(agreement_id)
         if agreement is None or not agreement.is_open:
             return None
-        limits = {item.name: tuple(item.shape) for item in agreement.quote.shapes}
-        return Supply(agreement.provider, agreement, limits, agreement.amount_max)
+        limits = {item.name: tuple(item.shape) for item in agreement.terms.quote.shapes}
+        return Supply(agreement.peer, agreement, limits, agreement.terms.amount_max, is_adopted=True)
 
     async def close(self, supply: Supply, reason: EndReason) -> int:
-        """End an agreement in order and give what was paid on it, micro-credits."""
-        return int(await supply.agreement.close(reason))
+        """End an agreement and give what it has cost, micro-credits: what is paid, and what may still have to be.
+
+        Bounded in time: beyond it the agreement's own task goes on with the last receipt and cheque.
+        """
+        with trio.move_on_after(self.settings.close_seconds):
+            await supply.agreement.close(reason)
+        if supply.agreement.end_reason is not None:
+            return int(supply.agreement.spent)
+        # Not over yet. Of an agreement from before a restart, calls that are forgotten here may still be charged.
+        return supply.amount_max if supply.is_adopted else supply.charged
+
+    def send(
+        self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], terms: Terms, on_answer: Callable[[Any], None]
+    ) -> Any:
+        """Send one call without waiting; `on_answer` gets a CallAnswer or an error, also for a refusal at once."""
+        try:
+            return supply.agreement.call_nowait(
+                values, outputs, terms.priority, self.settings.run_seconds, on_answer=on_answer, keep=False
+            )
+        except PeerError as error:
+            on_answer(error)
+            return None
+
+    async def call(self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], terms: Terms, number: int) -> Any:
+        """Make one call whose output is not paid before `confirm`. Raises PeerError."""
+        return await supply.agreement.call(values, outputs, terms.priority, self.settings.run_seconds, number=number, hold=True)
 
     def _promising(self, asked: list[tuple[bytes, Any]], model_id: bytes, rejected: list[Rejected]) -> list[tuple[bytes, Any]]:
         """The peers worth asking: known good ones first, at most quotes_max."""

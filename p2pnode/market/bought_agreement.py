@@ -162,6 +162,13 @@ class BoughtAgreement:
             self.calls[number] = BoughtCall(number, input_hash, amount, is_flying=False, is_held=True)
             self.outstanding += amount
 
+    def fetching(self, number: int) -> None:
+        """Note that a call's answer is being asked for again."""
+        call = self.calls.get(number)
+        if call is not None and not call.is_flying:
+            call.is_flying = True
+            self._flying += 1
+
     def answered(self, number: int, slice_number: int, position: int, output_hash: bytes, amount: int) -> None:
         """Note a call's answer and its place. Raises ProtocolViolation(RECEIPT_MISMATCH) for a wrong amount or place."""
         call = self.calls.get(number)

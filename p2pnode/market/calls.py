@@ -5,7 +5,6 @@ Everything here is plain code run by the link's reader or the worker's channel; 
 task, which the bell wakes.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from p2pnode.environment import Clock
@@ -131,9 +130,7 @@ class CallDesk:
         kept = self.outputs.get(seat.terms.agreement_id, known.number)
         if kept is None:
             return False
-        result = CallResult(
-            known.output_hash, kept.headers, known.amount, known.slice, known.position, kept.work_us, kept.engine
-        )
+        result = CallResult(known.output_hash, kept.headers, known.amount, known.slice, known.position, kept.work_us, kept.engine)
         incoming.reply(result, (kept.payload,))
         return True
 
@@ -243,9 +240,7 @@ class RunningCall:
         seat.running.pop(message.number, None)
         work_us = round(outcome.seconds * 1e6)
         if message.keep:
-            desk.outputs.keep(
-                seat.terms.agreement_id, message.number, outcome.headers, outcome.payload, work_us, outcome.engine
-            )
+            desk.outputs.keep(seat.terms.agreement_id, message.number, outcome.headers, outcome.payload, work_us, outcome.engine)
         result = CallResult(output_hash, outcome.headers, place.amount, place.slice, place.position, work_us, outcome.engine)
         self._incoming.reply(result, (outcome.payload,) if size else (), self._release)
         if place.position == 0 or machine.is_due:
@@ -258,5 +253,3 @@ class RunningCall:
 
 def _ignore(_: memoryview) -> None:
     """The attachment of a call that is answered already."""
-
-

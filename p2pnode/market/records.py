@@ -11,14 +11,15 @@ from typing import Final
 from p2pnode.market.agreements import Terms
 from p2pnode.market.bought_agreement import BoughtProgress
 from p2pnode.market.ledger import post_cheque
+from p2pnode.market.receipt_file import ReceiptBundle
+from p2pnode.market.slices import leaf_path
 from p2pnode.market.sold_agreement import SignedSlice, SoldProgress
 from p2pnode.reasons import EndReason
-from p2pnode.store import agreements, documents
+from p2pnode.store import accounts, agreements, documents
 from p2pnode.store.database import recall, remember
 from p2pnode.wire.codec import decode
 from p2pnode.wire.envelope import decode_envelope, document_id
 from p2pnode.wire.messages.market import Agreement, Cheque, Leaf, Order, Quote, Receipt
-from p2pnode.wire.messages.session import Envelope
 from p2pnode.wire.registry import number_of
 
 # How many call numbers one run of a client takes at a time; a restart goes on beyond them.
@@ -142,6 +143,24 @@ def end_agreement(connection: sqlite3.Connection, agreement_id: bytes, reason: E
     agreements.end_agreement(connection, agreement_id, reason.value, now_ms)
 
 
+def end_unsigned(connection: sqlite3.Connection, role: agreements.Role, signed: Sequence[bytes], now_ms: int) -> None:
+    """End the orders of a role that were never countersigned: nothing flowed on them, nothing is owed."""
+    for row in agreements.list_agreements(connection, role=role, is_ended=False, limit=10_000):
+        if row.id not in signed:
+            agreements.end_agreement(connection, row.id, EndReason.REFUSED.value, now_ms)
+
+
+def countersignature(connection: sqlite3.Connection, agreement_id: bytes) -> bytes:
+    """Give the signed agreement of an order, empty if there is none."""
+    rows = documents.list_documents(connection, kind=number_of(Agreement), agreement=agreement_id, limit=1)
+    return rows[0].envelope if rows else b""
+
+
+def check_books(connection: sqlite3.Connection) -> None:
+    """Prove the ledger. Raises LedgerError naming what does not fit."""
+    accounts.check_balanced(connection)
+
+
 def next_offer_sequence(connection: sqlite3.Connection) -> int:
     """Give a sequence above every one that this node has used, after a restart too."""
     value = int.from_bytes(recall(connection, "offer-sequence") or b"", "big") + 1
@@ -210,18 +229,49 @@ def slice_leaves(connection: sqlite3.Connection, agreement_id: bytes, slice_numb
     )
 
 
-def slice_envelope(
-    connection: sqlite3.Connection, agreement_id: bytes, slice_number: int, cls: type[Receipt | Cheque]
-) -> bytes | None:
-    """Give the signed receipt or cheque of a slice."""
-    find = agreements.get_receipt if cls is Receipt else agreements.get_cheque
-    row = find(connection, agreement_id, slice_number)
-    document = documents.get_document(connection, row.document) if row else None
-    return document.envelope if document else None
+def receipt_envelope(connection: sqlite3.Connection, agreement_id: bytes, slice_number: int) -> bytes:
+    """Give the signed receipt of a slice, empty if there is none."""
+    row = agreements.get_receipt(connection, agreement_id, slice_number)
+    return _envelope(connection, row.document) if row else b""
+
+
+def cheque_envelope(connection: sqlite3.Connection, agreement_id: bytes, slice_number: int) -> bytes:
+    """Give the signed cheque of a slice, empty if there is none."""
+    row = agreements.get_cheque(connection, agreement_id, slice_number)
+    return _envelope(connection, row.document) if row else b""
+
+
+def _envelope(connection: sqlite3.Connection, document: bytes) -> bytes:
+    row = documents.get_document(connection, document)
+    return row.envelope if row else b""
 
 
 def _signed_slice(connection: sqlite3.Connection, agreement_id: bytes, slice_number: int) -> SignedSlice:
-    data = slice_envelope(connection, agreement_id, slice_number, Receipt)
-    envelope: Envelope = decode_envelope(data or b"")
+    envelope = decode_envelope(receipt_envelope(connection, agreement_id, slice_number))
     leaves = slice_leaves(connection, agreement_id, slice_number)
     return SignedSlice(decode(Receipt, envelope.body), document_id(envelope), leaves)
+
+
+def load_bundle(connection: sqlite3.Connection, network_id: bytes, agreement_id: bytes, number: int) -> ReceiptBundle | None:
+    """Give what proves a call, or None while it has no receipt."""
+    call = agreements.get_call(connection, agreement_id, number)
+    row = agreements.get_agreement(connection, agreement_id)
+    receipt = receipt_envelope(connection, agreement_id, call.slice) if call else b""
+    if call is None or row is None or not receipt:
+        return None
+    leaves = slice_leaves(connection, agreement_id, call.slice)
+    agreed = countersignature(connection, agreement_id)
+    if not agreed:
+        return None
+    return ReceiptBundle(
+        format=1,
+        network_id=network_id,
+        quote=_envelope(connection, row.quote),
+        order=_envelope(connection, agreement_id),
+        agreement=agreed,
+        receipt=receipt,
+        cheque=cheque_envelope(connection, agreement_id, call.slice),
+        leaf=leaves[call.position],
+        position=call.position,
+        path=leaf_path(leaves, call.position),
+    )

@@ -19,9 +19,9 @@ def slice_root(leaves: Sequence[Leaf]) -> bytes:
     return merkle.root([encode(leaf) for leaf in leaves])
 
 
-def leaf_path(leaves: Sequence[Leaf], position: int) -> list[bytes]:
+def leaf_path(leaves: Sequence[Leaf], position: int) -> tuple[bytes, ...]:
     """Give the hashes that prove a leaf's place under the root."""
-    return list(merkle.path([encode(leaf) for leaf in leaves], position))
+    return merkle.path([encode(leaf) for leaf in leaves], position)
 
 
 def check_leaves(leaves: Sequence[Leaf], root: bytes, amount: int) -> None:

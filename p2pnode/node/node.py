@@ -51,7 +51,7 @@ class Node:
     """A node of the network: provider, client, or both.
 
     mdns: how to look at the local network, None for not at all. strict: a bug met while serving a peer stops the node.
-    models_folder: where model blobs lie; by default the configured one.
+    data_folder: where model blobs lie; by default the configured one.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Node:
         metrics: Metrics | None = None,
         mdns: MdnsFactory | None = MdnsService,
         strict: bool = False,
-        models_folder: Path | None = None,
+        data_folder: Path | None = None,
     ) -> None:
         self.config = config
         self.environment = environment
@@ -75,22 +75,21 @@ class Node:
         self._started_at = 0.0
         self._drained = trio.Event()
         self.health: dict[str, Any] = {}
-        self._build(mdns, strict, models_folder or config.models_folder)
+        self._build(mdns, strict, data_folder or config.data_folder)
 
-    def _build(self, mdns: MdnsFactory | None, strict: bool, models_folder: Path) -> None:
+    def _build(self, mdns: MdnsFactory | None, strict: bool, data_folder: Path) -> None:
         environment, config, metrics = self.environment, self.config, self.metrics
         self.router = Router(metrics, self._violated, strict=strict)
         self.transport = TransportService(
-            environment, self.identity, self.network_id, self._transport_settings(), metrics, self.router
+            environment, self.identity, self.network_id, self._transport_settings(strict), metrics, self.router
         )
         self.transport.on_link_up = self._link_up
         self.transport.on_link_down = self._link_down
         self.discovery = DiscoveryService(
-            environment, layer_settings.discovery_settings(config), self.network_id, self.identity, self.transport, metrics,
-            self.own_addresses, mdns,
-        )  # fmt: skip
+            environment, layer_settings.discovery_settings(config), self.network_id, self.identity, self.transport, metrics, mdns
+        )
         work = layer_settings.work_settings(config)
-        self.models = ModelStore(environment, models_folder, work)
+        self.models = ModelStore(data_folder, environment, work)
         self.work = WorkService(environment, work, self.models, metrics)
         self.market = MarketService(
             environment, self.identity, self.network_id, layer_settings.market_settings(config), metrics, self.transport,
@@ -136,7 +135,7 @@ class Node:
                 await stack.enter_async_context(running(*services))
             if self.config.provide.pause:
                 self.pause(None)
-            _log.info("node %s is ready", node_text(self.node_id), extra={"listen": list(self.transport.addresses())})
+            _log.info("node %s is ready", node_text(self.node_id), extra={"listen": list(self.transport.bound_addresses)})
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._reconcile_for_ever)
                 task_status.started()
@@ -154,10 +153,6 @@ class Node:
     def node_id(self) -> NodeId:
         """This node's id."""
         return self.identity.node_id
-
-    def own_addresses(self) -> tuple[str, ...]:
-        """Give the addresses others may reach this node at: the announced ones, else where it listens."""
-        return self.config.network.announce or self.transport.addresses()
 
     def pause(self, seconds: float | None) -> None:
         """Take no new work for so long, or until `resume`. What was accepted is finished."""
@@ -194,7 +189,7 @@ class Node:
             "network": self.config.network.id,
             "profile": self.config.network.profile,
             "uptime_seconds": round(clock.monotonic() - self._started_at, 1),
-            "listen": list(self.transport.addresses()),
+            "listen": list(self.transport.bound_addresses),
             "state": self.state(),
             "selling": self.config.provide.enabled,
             "sandbox": self.environment.runtime.level,
@@ -219,17 +214,15 @@ class Node:
         """Give the reasons for no work, in sentences, with the counts behind them."""
         return explain(self.status(), self.metrics, self.work.why(), self.config)
 
-    def _transport_settings(self) -> TransportSettings:
+    def _transport_settings(self, strict: bool) -> TransportSettings:
         network = self.config.network
         return TransportSettings(
-            listen=network.listen, agent=AGENT, limits=layer_settings.transport_limits(self.config),
-            strict_diversity=network.diversity == "strict", puzzle_bits=network.puzzle_bits, announce=network.announce,
+            listen=(network.listen,), addresses=network.announce, agent=AGENT,
+            limits=layer_settings.transport_limits(self.config), exempt_private=network.diversity != "strict",
+            puzzle_bits=network.puzzle_bits, strict=strict,
         )  # fmt: skip
 
     def _link_up(self, link: Link) -> None:
-        if self.discovery.is_banned(link.peer.node_id):
-            link.close(Reason.BANNED)
-            return
         self.discovery.link_up(link)
         self.market.link_up(link)
 

@@ -85,7 +85,6 @@ class Router:
         if handler is None:
             self._refuse(incoming, Reason.UNKNOWN_MESSAGE, "")
             return
-        self._metrics.add("requests_total", type(message).__name__)
         try:
             if not handler(incoming):
                 self._refuse(incoming, Reason.UNKNOWN_MESSAGE, "")

@@ -135,6 +135,11 @@ class Handshake:
         """The bytes that followed the handshake: the start of the session."""
         return bytes(self._buffer)
 
+    @property
+    def is_in_the_clear(self) -> bool:
+        """True for a responder that has not answered yet: it may say why it refuses, with `refusal`."""
+        return not self._initiator and self._read == 0
+
     def _step(self, noise: HandshakeState, message: bytes) -> bytes:
         payload = noise.read_message(message)
         self._read += 1
@@ -212,8 +217,10 @@ class Handshake:
         if size == 0 and self._initiator:
             self._check_refusal()
             return None
-        if size == 0 or size > self._message_bytes_max:
-            raise ProtocolViolation(Reason.BAD_HANDSHAKE, f"a handshake message of {size} bytes")
+        if size > self._message_bytes_max:
+            raise ProtocolViolation(Reason.TOO_LARGE, f"a handshake message of {size} bytes")
+        if size == 0:
+            raise ProtocolViolation(Reason.BAD_HANDSHAKE, "an empty handshake message")
         if len(buffer) < 2 + size:
             return None
         return self._pop(2 + size)[2:]

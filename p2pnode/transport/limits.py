@@ -67,9 +67,9 @@ class Limits:
     window_growth_seconds: float = 0.02
     # Requests one peer may have open with us, replies that are still flowing included.
     requests_in_flight_max: int = 256
-    # Requests one peer may send; 20 000/s is twice what one core can answer.
-    request_rate: float = 20_000.0
-    request_burst: float = 20_000.0
+    # Requests one peer may send: twice what the bare session of one core answers, so that only floods are stopped.
+    request_rate: float = 100_000.0
+    request_burst: float = 100_000.0
     # Control frames without content (pings, cancels, credits) one peer may send.
     control_rate: float = 20_000.0
     control_burst: float = 40_000.0

@@ -51,7 +51,7 @@ class LinkSurroundings:
     clock: Clock
     router: Router
     strict: bool = False
-    serials: count[int] = field(default_factory=count)
+    serials: "count[int]" = field(default_factory=count)
 
 
 class Link:
@@ -112,6 +112,11 @@ class Link:
     def requests_in_flight(self) -> int:
         """Our requests without a reply, plus the peer's that are being answered."""
         return len(self._session.waiting) + len(self._session.open_requests)
+
+    @property
+    def answering(self) -> int:
+        """The peer's requests that are not yet fully answered."""
+        return len(self._session.open_requests)
 
     async def request(
         self, message: Message, attachment: Sequence[Buffer] = (), *, sink: Callable[[int], memoryview] | None = None
@@ -203,6 +208,8 @@ class Link:
 
     async def run(self) -> Reason:
         """Drive the link until it is over and give the reason. Cancelled: says goodbye first. Closes the stream."""
+        self._guarded(self._session.send_ping, self._clock.monotonic())
+        self._pump.kick()
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -212,8 +219,10 @@ class Link:
         finally:
             self.close(Reason.SHUTTING_DOWN)
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(self._limits.goodbye_seconds):
+                with trio.move_on_after(self._limits.goodbye_seconds) as goodbye:
                     await self._pump.drain()
+                if goodbye.cancelled_caught:
+                    self._metrics.add("limit_hits_total", "goodbye_seconds")
                 await self._stream.aclose()
         return self.closed or Reason.CONNECTION_LOST
 
@@ -404,7 +413,9 @@ class Link:
         try:
             message = decode_numbered(event.message)
             view = _NOTHING
-            if size:
+            if size and event.attachment is not None and pending.sink is None:
+                view = memoryview(bytes(event.attachment))
+            elif size:
                 view = self._sink(pending, size)
         except PeerError as error:
             if isinstance(error, ProtocolViolation):
@@ -413,7 +424,8 @@ class Link:
             self._deliver(pending, error)
             return
         if event.attachment is not None:
-            view[:] = event.attachment
+            if pending.sink is not None and size:
+                view[:] = event.attachment
             self._deliver(pending, Reply(message, view))
         else:
             pending.message = message

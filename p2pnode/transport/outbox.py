@@ -142,6 +142,14 @@ class Outbox:
             written += self._send_burst(space[written:], now)
         return written
 
+    def close(self) -> None:
+        """The session is over: every owner gets its buffers back."""
+        for number in list(self.streams):
+            self.forget(number)
+        callbacks, self._sealed_callbacks = self._sealed_callbacks, []
+        for callback in callbacks:
+            callback()
+
     def stalled(self, now: float) -> bool:
         """Say whether some attachment got no credit for too long."""
         limit = self._limits.stream_stall_seconds

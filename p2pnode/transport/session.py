@@ -191,8 +191,7 @@ class Session:
         """Give back what the session holds of the shared budget; it must not be used afterwards."""
         for number in list(self.inbox.streams):
             self.inbox.drop(number)
-        for number in list(self.outbox.streams):
-            self.outbox.forget(number)
+        self.outbox.close()
 
     def tick(self, now: float) -> Reason | None:
         """Do what is due by the clock: probes. Gives the reason to close the session for, if there is one.

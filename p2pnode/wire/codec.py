@@ -34,6 +34,8 @@ NUMBER_SIZE: Final = 2
 _UNTYPED_BYTES_MAX: Final = 65_536
 # Every byte that cannot open a container; what is left after deleting them is at least the nesting depth.
 _NOT_CONTAINERS: Final = bytes(byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF))
+# Encoding such a field again would give its extension bytes back, so the comparison in `decode` would prove nothing.
+_UNBOUNDED_TYPES: Final = tuple(getattr(msgspec.inspect, f"{name}Type") for name in ("Any", "Ext", "Raw", "DateTime"))
 _DETAIL_CHARACTERS_MAX: Final = 200
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -103,7 +105,9 @@ def _make_plan(cls: type[Message]) -> _Plan:
 
 
 def _is_recursive(info: Any, path: tuple[type, ...]) -> bool:
-    """Say whether a type can contain itself."""
+    """Say whether a type can contain itself. Raises TypeError for a type whose values msgpack extensions could be."""
+    if isinstance(info, _UNBOUNDED_TYPES):
+        raise TypeError(f"{path[-1].__name__ if path else info} has a field of a type that no message may have: {info}")
     if isinstance(info, msgspec.inspect.StructType):
         if info.cls in path:
             return True

@@ -322,15 +322,16 @@ def _claimed_leaves(header: ValueHeader) -> Iterator[ValueHeader]:
 
 def _convert(name: str, array: Array) -> tuple[int, Array]:
     """Give the code of an array whose element type is not one of ours exactly, and the array with the wire's type."""
+    code = _EXTRA_CODES.get(array.dtype.name)
+    if code is not None:
+        return code, array
     if array.dtype.kind in "biuf":
+        # Another byte order, or numpy's second name for the same type (`longlong`).
         dtype = np.dtype(array.dtype.newbyteorder("<").str)
         code = _codes.get(dtype)
         if code is not None:
             return code, array.astype(dtype)
-    code = _EXTRA_CODES.get(array.dtype.name)
-    if code is None:
-        raise WorkError(Reason.WRONG_DTYPE, f"{name or 'an item'} has elements of type {array.dtype}, which ONNX does not have")
-    return code, array
+    raise WorkError(Reason.WRONG_DTYPE, f"{name or 'an item'} has elements of type {array.dtype}, which ONNX does not have")
 
 
 def _extra_item_size(code: int) -> int:

@@ -160,6 +160,8 @@ class Engine:
         outputs = dict(zip(names, results, strict=True))
         headers, chunks, size = tensors.encode_values(outputs)
         encoded = tensors.headers_bytes(headers)
+        # As the parent will check them: what it would refuse fails this call instead of this worker.
+        tensors.check_headers(tensors.parse_headers(encoded))
         if plan.may_bind:
             plan.expected = _expectation(outputs, encoded, size)
         needed = space_needed(encoded, size)

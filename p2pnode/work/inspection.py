@@ -89,8 +89,8 @@ def inspect(arguments: Mapping[str, Any], data: Buffer) -> Result:
     """Check a graph skeleton and tell what it is. Output bytes: none.
 
     arguments: blob_size; initializers [(name, dtype, shape, offset, size)] as the manifest has them, or None to learn them;
-    limits: graph_bytes_max, nodes_max, opset_max. Raises WorkError with NOT_ONNX, TOO_DEEP, MODEL_TOO_LARGE, OPSET, TOO_MANY_ITEMS, CUSTOM_OPERATOR,
-    EXTERNAL_DATA, INITIALIZER_SHAPE or BAD_MODEL.
+    limits: graph_bytes_max, nodes_max, opset_max. Raises WorkError with NOT_ONNX, TOO_DEEP, MODEL_TOO_LARGE, OPSET,
+    TOO_MANY_ITEMS, CUSTOM_OPERATOR, EXTERNAL_DATA, INITIALIZER_SHAPE or BAD_MODEL.
     """
     if len(data) > int(arguments["graph_bytes_max"]):
         raise WorkError(Reason.MODEL_TOO_LARGE, f"the graph has {len(data)} bytes")

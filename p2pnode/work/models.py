@@ -197,7 +197,8 @@ class ModelStore:
     def _free_down_to(self, quota: int, but: frozenset[bytes]) -> tuple[StoredModel, ...]:
         kept = but | frozenset(self.in_use())
         models = [model for model in self.list() if model.model_id not in but]
-        total, freed = sum(model.size_bytes for model in models), ()
+        total = sum(model.size_bytes for model in models)
+        freed: tuple[StoredModel, ...] = ()
         for model in models:
             if total <= quota:
                 break

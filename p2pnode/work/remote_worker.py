@@ -17,8 +17,8 @@ from p2pnode.environment import Slot, WorkerLimits, WorkerOutcome
 from p2pnode.errors import WorkError
 from p2pnode.reasons import Reason
 from p2pnode.work import channel, death
+from p2pnode.work.answers import WORKER_REASONS, PendingCall, check_headers, remember
 from p2pnode.work.arena import Arena
-from p2pnode.work.calls import WORKER_REASONS, Call, check_headers, remember
 from p2pnode.work.channel import GarbledResponse, Response
 from p2pnode.work.children import Child
 
@@ -46,9 +46,9 @@ class RemoteWorker:
         self._limits = limits
         self._alive = True
         self._sequence = 0
-        self._queue: deque[Call] = deque()
+        self._queue: deque[PendingCall] = deque()
         self._sent = 0
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, PendingCall] = {}
         self._outputs: dict[int, Slot] = {}
         self._output_sizes: dict[bytes, int] = {}
         self._checked: dict[tuple[bytes, tuple[str, ...]], int] = {}
@@ -56,7 +56,7 @@ class RemoteWorker:
         self._all_names: tuple[str, ...] = ()
         self._head_since = 0.0
         self._timer = trio.CancelScope()
-        self._verdict: tuple[Call | None, Reason, str] | None = None
+        self._verdict: tuple[PendingCall | None, Reason, str] | None = None
         self.facts: dict[str, Any] = {}
         self.load_seconds = 0.0
 
@@ -98,14 +98,14 @@ class RemoteWorker:
             self._arena.free(slot)
             on_done(WorkerOutcome(call_id, reason=Reason.WORKER_DIED.value, detail="the worker has ended"))
             return
-        names = tuple(outputs)
+        names = tuple(dict.fromkeys(outputs))
         encoded = self._encoded_names.get(names)
         if encoded is None:
             encoded = remember(self._encoded_names, names, msgpack.packb(names))
         self._sequence += 1
         plan = channel.join_plan(encoded, headers)
         deadline = min(deadline_seconds, self._limits.call_seconds)
-        call = Call(call_id, self._sequence, slot, plan, names or self._all_names, deadline, on_done)
+        call = PendingCall(call_id, self._sequence, slot, plan, names or self._all_names, deadline, on_done)
         self._calls[call_id] = call
         self._queue.append(call)
         if len(self._queue) == 1:
@@ -244,7 +244,7 @@ class RemoteWorker:
         else:
             raise GarbledResponse("kind")
 
-    def _check_outputs(self, call: Call, response: Response) -> bytes:
+    def _check_outputs(self, call: PendingCall, response: Response) -> bytes:
         room = len(call.target.view) if call.target else 0
         size, length = response.payload_size, response.headers_size
         if size > room:
@@ -262,7 +262,7 @@ class RemoteWorker:
             remember(self._checked, (headers, call.names), check_headers(headers, call.names, size))
         return headers
 
-    def _finish(self, call: Call, outcome: WorkerOutcome) -> None:
+    def _finish(self, call: PendingCall, outcome: WorkerOutcome) -> None:
         if self._sent and call is self._queue[0]:
             self._queue.popleft()
             self._sent -= 1
@@ -296,7 +296,7 @@ class RemoteWorker:
                 return
             self._sent += 1
 
-    def _send(self, call: Call) -> bool:
+    def _send(self, call: PendingCall) -> bool:
         if call.target is None:
             call.target = self._arena.reserve(self._output_sizes.get(call.plan, _FIRST_OUTPUT_BYTES))
         tail = call.plan
@@ -335,7 +335,7 @@ class RemoteWorker:
         if call.target is not None:
             self._command(channel.PLACE, call, call.target.offset, call.needs)
 
-    def _command(self, kind: int, call: Call, offset: int, size: int) -> None:
+    def _command(self, kind: int, call: PendingCall, offset: int, size: int) -> None:
         call.needs = 0
         try:
             os.write(self._descriptor, channel.pack_request(kind, 0, call.sequence, 0, 0, offset, size, 0))
@@ -344,14 +344,14 @@ class RemoteWorker:
         except OSError:
             pass
 
-    def _ask_to_stop(self, call: Call) -> None:
+    def _ask_to_stop(self, call: PendingCall) -> None:
         try:
             self._cancel.send(channel.SEQUENCE.pack(call.sequence))
         except OSError:
             # It does not listen, so the grace period ends with SIGKILL.
             pass
 
-    def _end(self, guilty: Call | None, reason: Reason, detail: str) -> None:
+    def _end(self, guilty: PendingCall | None, reason: Reason, detail: str) -> None:
         self._alive = False
         self._verdict = self._verdict or (guilty, reason, detail)
         self._child.kill()
@@ -364,7 +364,7 @@ class RemoteWorker:
         if deadline < self._timer.deadline:
             self._timer.deadline = deadline
 
-    def _head_end(self, call: Call) -> tuple[float, float]:
+    def _head_end(self, call: PendingCall) -> tuple[float, float]:
         """Give when the first call is asked to stop and when it is killed."""
         soft = self._head_since + call.deadline_seconds
         hard = soft + _GRACE_SECONDS

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 class WorkSettings:
     """What the owner lends. Immutable; change it with `dataclasses.replace` and `WorkService.apply`."""
 
-    # The processor. Workers together get floor(cores x cpu_fraction) threads, at least one worker.
+    # The processor. At most floor(cores x cpu_fraction / threads_per_worker) workers, at least one, run at the same time.
     cpu_fraction: float = 1.0  # of all cores, 0 < cpu_fraction <= 1
     cores: int = 1  # threads this machine has, filled in by the node from what it finds
     threads_per_worker: int = 1
-    workers_per_model_max: int = 4
+    workers_per_model_max: int = 4  # of one model for one owner
     worker_calls_max: int = 8  # calls handed to one worker at a time
     worker_backlog_seconds: float = 0.02  # expected time of the calls handed over at once; longer calls go one by one
     worker_idle_seconds: float = 600.0  # a worker without calls for this long is ended
@@ -34,7 +34,6 @@ class WorkSettings:
     queue_max: int = 256
     queue_per_owner_max: int = 128
     queue_bytes_max: int = 256 << 20  # inputs held outside the arenas while they wait
-    starve_seconds: float = 1.0  # a model without a worker waits at most about this long while another keeps one busy
 
     # Deadlines, seconds of wall clock, kept by SIGKILL.
     load_seconds: float = 60.0
@@ -44,7 +43,7 @@ class WorkSettings:
     # Batching: calls of one model joined into one run. batch_size_max 1 turns it off.
     batch_size_max: int = 16
     batch_delay_seconds: float = 0.002  # how long a part-filled batch waits while other workers of the model are busy
-    batch_bytes_max: int = 16 << 20  # inputs of one batch
+    batch_bytes_max: int = 4 << 20  # inputs of one batch; a call over half of it runs alone, copying it would cost more
     batch_rtol: float = 1e-3  # relative difference that an order which accepts tolerance accepts
 
     # Models.
@@ -63,5 +62,5 @@ class WorkSettings:
 
     @property
     def workers_max(self) -> int:
-        """Worker processes at a time, from the processor's share."""
+        """Workers that run at the same time, from the processor's share; more may be warm."""
         return max(1, int(self.cores * self.cpu_fraction) // max(1, self.threads_per_worker))

@@ -9,6 +9,7 @@ survive a fork.
 
 import contextlib
 import gc
+import importlib
 import os
 import select
 import signal
@@ -25,6 +26,23 @@ ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+
+# A confined child opens no files, so whatever it may need is imported before the fork.
+PRELOADED: Final = (
+    "encodings.idna",
+    "encodings.latin_1",
+    "encodings.utf_8",
+    "msgpack",
+    "numpy",
+    "onnx",
+    "onnx.checker",
+    "onnx.helper",
+    "onnx.numpy_helper",
+    "onnx.shape_inference",
+    "onnxruntime",
+    "p2pnode.work.confined",
+    "p2pnode.work.worker",
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -53,21 +71,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _import_everything() -> None:
-    # A confined child opens no files, so whatever it may need, encodings included, is imported here.
-
+    for name in PRELOADED:
+        importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        # Only where the package is installed do the types exist that numpy lacks.
+        importlib.import_module("ml_dtypes")
     import numpy
     import onnx
-    import onnx.checker
-    import onnx.compose
-    import onnx.helper
-    import onnx.numpy_helper
-    import onnx.shape_inference
     import onnxruntime
 
     from p2pnode.work import confined
 
-    with contextlib.suppress(ImportError):
-        pass
     onnxruntime.set_default_logger_severity(4)
     confined.load_all()
     # First uses that import lazily.

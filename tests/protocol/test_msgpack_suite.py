@@ -22,9 +22,15 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class Typed(msgspec.Struct, frozen=True):
-    """A message that takes anything, to look at it."""
+    """A message that takes any value without parts, but for bytes."""
 
-    value: Any
+    value: bool | int | float | str | None
+
+
+class Binary(msgspec.Struct, frozen=True):
+    """A message that takes bytes."""
+
+    value: bytes
 
 
 def cases() -> list[tuple[str, dict[str, Any], bytes]]:
@@ -50,8 +56,12 @@ def expected_refusal(case: dict[str, Any], data: bytes) -> Reason | None:
         return None  # A 64-bit float is the one form of a float, and a float is not an integer even when it is whole.
     if 0xD0 <= data[0] <= 0xD3 and data[1] < 0x80:
         return Reason.NOT_MINIMAL  # The signed forms are for negative numbers; the unsigned ones are as short.
-    shortest = min(len(bytes.fromhex(text.replace("-", ""))) for text in case["msgpack"])
+    shortest = min(len(bytes.fromhex(text.replace("-", ""))) for text in case["msgpack"] if not text.startswith("ca"))
     return None if len(data) == shortest else Reason.NOT_MINIMAL
+
+
+def class_for(case: dict[str, Any]) -> Any:
+    return Binary if "binary" in case else Typed
 
 
 def refusal(check: Any) -> Reason | None:
@@ -77,15 +87,18 @@ def test_every_case_in_a_field() -> None:
         expected = expected_refusal(case, data)
         body = b"\x81\xa5value" + data
         assert refusal(lambda body=body: decode(Holder, body)) == expected, (group, case, data.hex())
-        assert refusal(lambda body=body: decode(Typed, body)) == expected, (group, case, data.hex())
+        if "array" not in case and "map" not in case:
+            cls = class_for(case)
+            assert refusal(lambda body=body, cls=cls: decode(cls, body)) == expected, (group, case, data.hex())
 
 
 def test_accepted_values_are_the_suites_values() -> None:
     for group, case, data in cases():
         if expected_refusal(case, data) is not None:
             continue
-        value = decode(Typed, b"\x81\xa5value" + data).value
-        assert value == msgpack.unpackb(data), group
+        value = msgpack.unpackb(data)
+        if "array" not in case and "map" not in case:
+            assert decode(class_for(case), b"\x81\xa5value" + data).value == value, group
         for kind in ("nil", "bool", "number", "string", "array", "map"):
             if kind in case:
                 assert value == case[kind], (group, case)

@@ -8,8 +8,14 @@ import pytest
 
 from p2pnode.crypto.hashing import tagged_hash
 from p2pnode.crypto.keys import (
-    Identity, check_puzzle, decode_key_file, encode_key_file, generate_identity, is_key_file_sealed, node_id_of,
-)  # fmt: skip
+    Identity,
+    check_puzzle,
+    decode_key_file,
+    encode_key_file,
+    generate_identity,
+    is_key_file_sealed,
+    node_id_of,
+)
 from p2pnode.crypto.signing import verify
 from p2pnode.errors import ConfigError
 
@@ -119,10 +125,17 @@ def test_empty_passphrase_is_refused(identity: Identity) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("p2pnode_identity", 2), ("p2pnode_identity", "1"), ("node_id", "node-other"), ("secrets", "AAAA"), ("secrets", "?"),
-        ("salt", "AAAA"), ("argon2_bytes", 2**40), ("argon2_passes", 0), ("nonce", ""),
+        ("p2pnode_identity", 2),
+        ("p2pnode_identity", "1"),
+        ("node_id", "node-other"),
+        ("secrets", "AAAA"),
+        ("secrets", "?"),
+        ("salt", "AAAA"),
+        ("argon2_bytes", 2**40),
+        ("argon2_passes", 0),
+        ("nonce", ""),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_a_clear_error(sealed: bytes, field: str, value: object) -> None:
     fields = json.loads(sealed)
     fields[field] = value
@@ -130,7 +143,9 @@ def test_a_damaged_file_is_a_clear_error(sealed: bytes, field: str, value: objec
         decode_key_file(json.dumps(fields).encode(), "correct horse")
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b"[1]", b"x" * 5000, b'{"p2pnode_identity": 1, "node_id": "", "secrets": ""}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"\xff\xfe", b"[1]", b"x" * 5000, b'{"p2pnode_identity": 1, "node_id": "", "secrets": ""}']
+)
 def test_what_is_no_key_file_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(ConfigError):
         decode_key_file(data, None)

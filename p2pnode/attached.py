@@ -1,0 +1,153 @@
+"""The way to a living daemon for programs: its control socket, with tensors in the body.
+
+Blocking and usable from many threads: each thread keeps a connection of its own, so calls do not wait for one another.
+"""
+
+import http.client
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from p2pnode import errors
+from p2pnode.reasons import Reason
+from p2pnode.wire.tensors import decode_values, encode_values, headers_bytes, parse_headers
+
+CONNECT_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 3600.0
+_SIZES: Final = struct.Struct("<II")
+
+
+class DaemonConnection:
+    """Calls to the daemon on one data folder."""
+
+    def __init__(self, data_folder: Path) -> None:
+        self._data_folder = data_folder
+        self._local = threading.local()
+
+    def alive(self) -> bool:
+        """Say whether a daemon answers here."""
+        try:
+            self.json("GET", "/v1/alive")
+        except errors.P2PNodeError:
+            return False
+        return True
+
+    def json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Exchange JSON. Raises the daemon's own error."""
+        data = b"" if body is None else json.dumps(body).encode()
+        return json.loads(self._exchange(method, path, data, "application/json") or b"null")
+
+    def tensors(self, path: str, head: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """POST a JSON head with values, get the same back. Arrays of the answer are views into it."""
+        answer = self._exchange("POST", path, pack(head, values), "application/octet-stream")
+        return unpack(answer)
+
+    def lines(self, path: str) -> Iterator[dict[str, Any]]:
+        """Give the objects of a streaming answer as they come."""
+        connection = self._open()
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise _error(response.status, response.read())
+            while line := response.readline():
+                yield json.loads(line)
+        except (OSError, http.client.HTTPException) as error:
+            raise errors.Unreachable(f"the daemon stopped answering: {error}") from error
+        finally:
+            connection.close()
+
+    def _exchange(self, method: str, path: str, body: bytes, kind: str) -> bytes:
+        for attempt in (1, 2):
+            kept: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+            connection = kept or self._open()
+            self._local.connection = connection
+            try:
+                connection.request(method, path, body=body, headers={"content-type": kind})
+                response = connection.getresponse()
+                data = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                self._local.connection = None
+                # A kept connection may have been closed for idleness before it saw the request: once more on a new one.
+                if kept is not None and attempt == 1 and isinstance(error, http.client.RemoteDisconnected | BrokenPipeError):
+                    continue
+                raise errors.Unreachable(f"the daemon did not answer: {error}") from error
+            if response.will_close:
+                connection.close()
+                self._local.connection = None
+            if response.status >= 400:
+                raise _error(response.status, data)
+            return data
+        raise errors.Unreachable("the daemon did not answer")
+
+    def _open(self) -> http.client.HTTPConnection:
+        connection = _UnixConnection(_socket_path(self._data_folder))
+        try:
+            connection.connect()
+        except OSError as error:
+            raise errors.Unreachable(f"no p2pnode daemon answers on {self._data_folder}: start one with `p2pnode up`") from error
+        return connection
+
+
+def pack(head: Mapping[str, Any], values: Mapping[str, Any]) -> bytes:
+    """Give a body: sizes, JSON head, value headers, padding to 64, payload (the control API's tensor form)."""
+    head_bytes = json.dumps(head).encode()
+    headers, chunks, _ = encode_values(values)
+    encoded = headers_bytes(headers)
+    start = _SIZES.size + len(head_bytes) + len(encoded)
+    return b"".join((_SIZES.pack(len(head_bytes), len(encoded)), head_bytes, encoded, bytes(-start % 64), *chunks))
+
+
+def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give head and values of a body."""
+    view = memoryview(body)
+    head_size, headers_size = _SIZES.unpack(view[: _SIZES.size])
+    middle = _SIZES.size + head_size
+    end = middle + headers_size
+    head = json.loads(bytes(view[_SIZES.size : middle]))
+    return head, decode_values(parse_headers(bytes(view[middle:end])), view[end + -end % 64 :])
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=ANSWER_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connecting.settimeout(CONNECT_SECONDS)
+        try:
+            connecting.connect(str(self._path))
+        except BaseException:
+            connecting.close()
+            raise
+        connecting.settimeout(self.timeout)
+        self.sock = connecting
+
+
+def _socket_path(data_folder: Path) -> Path:
+    """Where the daemon's socket lies: in the data folder, or where a record there says (a path has at most 107 bytes)."""
+    try:
+        return Path((data_folder / "control.path").read_text().strip())
+    except OSError:
+        return data_folder / "control.sock"
+
+
+def _error(status: int, data: bytes) -> errors.P2PNodeError:
+    try:
+        told = json.loads(data)["error"]
+        kind, reason, message = told.get("kind", ""), told.get("reason", ""), told.get("message", "")
+    except (ValueError, KeyError, TypeError):
+        return errors.P2PNodeError(f"the daemon answered {status} without a reason")
+    cls = getattr(errors, kind, errors.P2PNodeError)
+    if cls in (errors.Refused, errors.WorkError, errors.ProtocolViolation):
+        try:
+            return cls(Reason(reason), message)  # type: ignore[no-any-return]
+        except ValueError:
+            return errors.P2PNodeError(message)
+    return cls(message)  # type: ignore[no-any-return]

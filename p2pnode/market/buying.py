@@ -1,0 +1,412 @@
+"""One bought agreement: calls out, answers checked, receipts checked, cheques back.
+
+`call_nowait` and the reply's callback are the hot path and plain code. Calls beyond the slice wait in order for the next
+cheque. A task of the agreement's own verifies receipts, saves and signs cheques, and takes the agreement up again on a new
+link; while there is no link, calls wait and those under way fail as unreachable: repeat them with the same number.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+
+from p2pnode.environment import Buffer
+from p2pnode.errors import P2PNodeError, PeerError, ProtocolViolation, Refused, TooSlow, Unreachable
+from p2pnode.market.agreements import Phase, Terms
+from p2pnode.market.bought_agreement import BoughtProgress
+from p2pnode.market.cheques import HashChain
+from p2pnode.market.payments import Payments, PurchaseSurroundings
+from p2pnode.market.pricing import CallPricer
+from p2pnode.reasons import EndReason, Reason
+from p2pnode.wire.messages.work import Call, CallResult, FetchResult, ValueHeader
+from p2pnode.wire.tensors import Value, decode_values, encode_values, values_hash
+
+_WAITING_MAX: Final = 65_536
+_GRACE_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallAnswer:
+    """One call's outcome. amount: micro-credits; seconds: in the provider's worker; provider: node id.
+
+    payload: the outputs' bytes with `headers`, when the caller prefers them to `outputs`. The receipt that covers the call
+    comes later: `ClientAgreement.receipt(number)`.
+    """
+
+    outputs: Mapping[str, Value]
+    amount: int
+    provider: bytes
+    seconds: float
+    agreement: bytes
+    number: int
+    input_hash: bytes
+    output_hash: bytes
+    engine: str
+    headers: Sequence[ValueHeader]
+    payload: memoryview
+
+
+OnAnswer = Callable[["CallAnswer | P2PNodeError"], None]
+
+
+class OutgoingCall:
+    """A call under way; `cancel` gives it up."""
+
+    __slots__ = ("_agreement", "amount", "chunks", "is_over", "link", "message", "on_answer", "request")
+
+    def __init__(
+        self,
+        agreement: "ClientAgreement",
+        message: Call | FetchResult,
+        chunks: Sequence[Buffer],
+        amount: int,
+        on_answer: OnAnswer,
+    ) -> None:
+        self._agreement = agreement
+        self.message = message
+        self.chunks = chunks
+        self.amount = amount
+        self.on_answer = on_answer
+        self.link: Any = None
+        self.request = -1
+        self.is_over = False
+
+    @property
+    def number(self) -> int:
+        """The call's number within its agreement."""
+        return self.message.number
+
+    def cancel(self) -> None:
+        """Give the call up: `on_answer` will not run. If the provider has executed it by then, it is paid all the same."""
+        self._agreement.cancel(self)
+
+
+class ClientAgreement:
+    """An agreement as its client uses it. `id`: the order's hash. `peer`: the provider's node id."""
+
+    def __init__(self, around: PurchaseSurroundings, terms: Terms, chain: HashChain, progress: BoughtProgress, link: Any) -> None:
+        self.id = terms.agreement_id
+        self.peer = terms.provider
+        self.terms = terms
+        self._clock = around.environment.clock
+        self._metrics = around.metrics
+        self._pricer = CallPricer(terms.quote)
+        self._next_number = progress.first_number
+        self._waiting: deque[OutgoingCall] = deque()
+        self._flying: dict[int, OutgoingCall] = {}
+        self._held_back = False
+        self._crowded = False
+        self.payments = Payments(around, terms, chain, progress, link, self)
+        self.machine = self.payments.machine
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls may be made, now or as soon as there is a link."""
+        return self.machine.phase is Phase.OPEN
+
+    @property
+    def end_reason(self) -> EndReason | None:
+        """How it ended, None before."""
+        return self.machine.end_reason
+
+    @property
+    def spent(self) -> int:
+        """Micro-credits acknowledged by cheque so far."""
+        return self.machine.paid
+
+    @property
+    def at_risk(self) -> int:
+        """Micro-credits of calls that no cheque covers yet."""
+        return self.machine.outstanding
+
+    def next_number(self) -> int:
+        """Set a call number aside; it is never given again, after a crash neither."""
+        number = self._next_number
+        self._next_number = number + 1
+        return number
+
+    def amount(self, inputs: Mapping[str, Value]) -> int:
+        """Give what a call with these inputs costs, micro-credits. Raises Refused(SHAPE_OVER_QUOTE)."""
+        return self._pricer.price(encode_values(inputs)[0])[0]
+
+    def recall(self, number: int, inputs: Mapping[str, Value]) -> None:
+        """Name a call from before a restart whose answer will be asked for again, so that it is not paid before it is held."""
+        headers, chunks, _ = encode_values(inputs)
+        self.machine.recall(number, values_hash(headers, chunks), self._pricer.price(headers)[0])
+
+    async def call(
+        self,
+        inputs: Mapping[str, Value],
+        outputs: Sequence[str] = (),
+        priority: int = 5,
+        timeout: float | None = None,
+        *,
+        number: int | None = None,
+        hold: bool = False,
+        keep: bool = True,
+    ) -> CallAnswer:
+        """Run one inference and give its outputs.
+
+        timeout: seconds for the provider's run, and with a grace for the whole. number: from `next_number`; the same number
+        with the same inputs asks again for the same answer, which is not paid twice. hold: no cheque covers the call
+        before `confirm(number)`. keep: the provider keeps the output until the cheque. Cancelled: the call is given up.
+        Raises Refused, Unreachable (repeat with the same number), TooSlow, ProtocolViolation.
+        """
+        done = trio.Event()
+        result: list[CallAnswer | P2PNodeError] = []
+
+        def on_answer(answer: CallAnswer | P2PNodeError) -> None:
+            result.append(answer)
+            done.set()
+
+        outgoing = self.call_nowait(inputs, outputs, priority, timeout, on_answer=on_answer, number=number, hold=hold, keep=keep)
+        limit = float("inf") if timeout is None else timeout + _GRACE_SECONDS
+        try:
+            with trio.move_on_after(limit):
+                await done.wait()
+        finally:
+            if not result:
+                outgoing.cancel()
+        if not result:
+            raise TooSlow(f"no answer within {limit:.1f} s")
+        answer = result[0]
+        if isinstance(answer, CallAnswer):
+            return answer
+        raise answer
+
+    def call_nowait(
+        self,
+        inputs: Mapping[str, Value],
+        outputs: Sequence[str] = (),
+        priority: int = 5,
+        timeout: float | None = None,
+        *,
+        on_answer: OnAnswer,
+        number: int | None = None,
+        hold: bool = False,
+        keep: bool = True,
+    ) -> OutgoingCall:
+        """Send one call, or queue it for the next cheque; `on_answer` runs once in the event loop, with answer or error.
+
+        The inputs' arrays must not change until then. Raises Refused at once for a shape over the quote, a spent budget, an
+        ended agreement or too long a queue.
+        """
+        headers, chunks, _ = encode_values(inputs)
+        amount = self._pricer.price(headers)[0]
+        input_hash = values_hash(headers, chunks)
+        timeout_ms = 0 if timeout is None else max(1, round(timeout * 1000))
+        if number is None:
+            number = self._next_number
+            self._next_number = number + 1
+            message = Call(self.id, number, input_hash, headers, tuple(outputs), priority, timeout_ms, keep)
+            outgoing = OutgoingCall(self, message, chunks, amount, on_answer)
+            self._send_or_wait(outgoing, hold)
+            return outgoing
+        message = Call(self.id, number, input_hash, headers, tuple(outputs), priority, timeout_ms, keep)
+        outgoing = OutgoingCall(self, message, chunks, amount, on_answer)
+        if number in self._flying:
+            raise Refused(Reason.ALREADY_USED, f"call {number} is under way")
+        known = self.machine.calls.get(number)
+        if known is not None or number < self.payments.first_number:
+            self._ask_again(outgoing, hold)
+        else:
+            self._send_or_wait(outgoing, hold)
+        return outgoing
+
+    def confirm(self, number: int) -> None:
+        """Say that a held call's output is safe: from now on it may be paid."""
+        self.machine.confirmed(number)
+        if self.machine.is_waiting:
+            self.payments.bell.ring()
+
+    def cancel(self, outgoing: OutgoingCall) -> None:
+        """Give a call up; see `OutgoingCall.cancel`."""
+        if outgoing.is_over:
+            return
+        outgoing.is_over = True
+        if outgoing.request >= 0:
+            outgoing.link.cancel(outgoing.request)
+            self._flying.pop(outgoing.number, None)
+            self.machine.lost(outgoing.number)
+            self.machine.confirmed(outgoing.number)
+            self.payments.settle_lost(outgoing.number)
+        else:
+            self._waiting.remove(outgoing)
+
+    async def receipt(self, number: int) -> bytes:
+        """Wait until a call is covered by a receipt and cheque, and give its `.receipt` bundle.
+
+        Raises Refused(UNKNOWN_CALL) when the provider lost the call before it signed, or the agreement ended without.
+        """
+        return await self.payments.receipt(number)
+
+    async def close(self, reason: EndReason = EndReason.COMPLETED) -> EndReason:
+        """End the agreement: last receipt, last cheque. Gives the end reason once the provider has confirmed.
+
+        Bounded by the settings' patience. Cancelled: the end goes on in the agreement's own task.
+        """
+        return await self.payments.close(reason)
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    def _send_or_wait(self, outgoing: OutgoingCall, hold: bool) -> None:
+        machine = self.machine
+        may_send = machine.may_send(outgoing.amount)
+        if may_send and not self._waiting and not self._held_back:
+            machine.sent(outgoing.number, outgoing.message.input_hash, outgoing.amount, hold)
+            self._transmit(outgoing)
+            return
+        if len(self._waiting) >= _WAITING_MAX:
+            raise Refused(Reason.BUSY, "too many calls wait for the next cheque")
+        self._waiting.append(outgoing)
+        if hold:
+            self.payments.held.add(outgoing.number)
+
+    def _ask_again(self, outgoing: OutgoingCall, hold: bool) -> None:
+        """Fetch a call that may have been executed; send it only if the provider does not hold its answer."""
+        call = outgoing.message
+        if not isinstance(call, Call) or self.payments.link is None:
+            raise Unreachable("the provider is not connected")
+        self.machine.sent(call.number, call.input_hash, outgoing.amount, hold)
+        outgoing.message = FetchResult(self.id, call.number, call.input_hash)
+        wanted = outgoing.on_answer
+
+        def on_answer(answer: CallAnswer | P2PNodeError) -> None:
+            if not (isinstance(answer, Refused) and answer.reason is Reason.UNKNOWN_CALL):
+                wanted(answer)
+                return
+            outgoing.message, outgoing.on_answer, outgoing.is_over, outgoing.request = call, wanted, False, -1
+            try:
+                self._send_or_wait(outgoing, hold)
+            except PeerError as error:
+                outgoing.is_over = True
+                wanted(error)
+
+        outgoing.on_answer = on_answer
+        self._transmit(outgoing)
+
+    def _transmit(self, outgoing: OutgoingCall) -> None:
+        number = outgoing.message.number
+        link = outgoing.link = self.payments.link
+        self._flying[number] = outgoing
+        try:
+            chunks = outgoing.chunks if type(outgoing.message) is Call else ()
+            request = link.request_nowait(outgoing.message, chunks, lambda reply: self._replied(outgoing, reply))
+            if not outgoing.is_over:
+                outgoing.request = request
+        except PeerError as error:
+            self._replied(outgoing, error)
+
+    def flush(self, is_after_cheque: bool = False) -> None:
+        """Send the calls that wait, as far as the slice allows; the agreement's task calls it when that may have changed."""
+        if is_after_cheque:
+            self._held_back = self._crowded = False
+        while self._waiting and not self._held_back and not self._crowded:
+            outgoing = self._waiting[0]
+            try:
+                if not self.machine.may_send(outgoing.amount):
+                    return
+                self._waiting.popleft()
+                hold = outgoing.number in self.payments.held
+                self.payments.held.discard(outgoing.number)
+                self.machine.sent(outgoing.number, outgoing.message.input_hash, outgoing.amount, hold)
+            except Refused as error:
+                if self._waiting and self._waiting[0] is outgoing:
+                    self._waiting.popleft()
+                self._over(outgoing, error)
+                continue
+            self._transmit(outgoing)
+
+    def fail_all(self, error: P2PNodeError, is_ended: bool) -> None:
+        """Tell those under way (and, at the end, those that wait) that nothing will come."""
+        for outgoing in list(self._flying.values()):
+            self._flying.pop(outgoing.number, None)
+            self._over(outgoing, error)
+        while is_ended and self._waiting:
+            self._over(self._waiting.popleft(), error)
+
+    def _over(self, outgoing: OutgoingCall, answer: CallAnswer | P2PNodeError) -> None:
+        if not outgoing.is_over:
+            outgoing.is_over = True
+            outgoing.on_answer(answer)
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _replied(self, outgoing: OutgoingCall, reply: Any) -> None:
+        if outgoing.is_over:
+            return
+        machine, number = self.machine, outgoing.number
+        self._flying.pop(number, None)
+        self._crowded = False
+        try:
+            if isinstance(reply, PeerError):
+                raise reply
+            answer = self._check(outgoing, reply)
+        except Refused as error:
+            self._metrics.add("refused_total", error.reason.value)
+            machine.failed(number)
+            is_early = error.reason is Reason.CREDIT and bool(machine.calls)
+            if type(outgoing.message) is Call and (is_early or error.reason is Reason.TOO_MANY_REQUESTS):
+                # Our cheque is still on its way there, or the link is full: wait in our place in the queue.
+                outgoing.request = -1
+                self._held_back, self._crowded = is_early, not is_early
+                self._waiting.appendleft(outgoing)
+                self.payments.retry_soon()
+            else:
+                self._over(outgoing, error)
+        except ProtocolViolation as error:
+            machine.lost(number)
+            self._over(outgoing, error)
+            self.payments.broken(error)
+        except PeerError as error:
+            machine.lost(number)
+            self._over(outgoing, error)
+        else:
+            self._over(outgoing, answer)
+            if self._waiting:
+                self.flush()
+        if machine.is_waiting:
+            self.payments.bell.ring()
+
+    def _check(self, outgoing: OutgoingCall, reply: Any) -> CallAnswer:
+        result, payload = reply.message, reply.attachment
+        if type(result) is not CallResult:
+            raise ProtocolViolation(Reason.WRONG_TYPE, "a call is answered with its result")
+        if values_hash(result.outputs, payload) != result.output_hash:
+            raise ProtocolViolation(Reason.WRONG_HASH, "the outputs do not have the hash that is to be receipted")
+        values = decode_values(result.outputs, payload)
+        message = outgoing.message
+        self.machine.answered(message.number, result.slice, result.position, result.output_hash, result.amount)
+        return CallAnswer(
+            values,
+            result.amount,
+            self.peer,
+            result.work_us / 1e6,
+            self.id,
+            message.number,
+            message.input_hash,
+            result.output_hash,
+            result.engine,
+            result.outputs,
+            payload,
+        )
+
+    def take_fetched(self, number: int, reply: Any) -> None:
+        """Take the answer to a fetch that nobody waits for: it only completes what a receipt is checked against."""
+        try:
+            if isinstance(reply, PeerError):
+                raise reply
+            result = reply.message
+            if type(result) is not CallResult or values_hash(result.outputs, reply.attachment) != result.output_hash:
+                raise ProtocolViolation(Reason.WRONG_HASH, "the outputs do not have the hash that is to be receipted")
+            self.machine.answered(number, result.slice, result.position, result.output_hash, result.amount)
+        except Refused:
+            self.machine.failed(number)
+        except ProtocolViolation as error:
+            self.machine.lost(number)
+            self.payments.broken(error)
+        except PeerError:
+            self.machine.lost(number)
+        self.payments.bell.ring()

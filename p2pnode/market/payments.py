@@ -1,0 +1,416 @@
+"""The paying side of a bought agreement: its task, its link, receipts in, cheques out.
+
+Order of things for one receipt: signature and arithmetic are checked, receipt and cheque are saved in one transaction, then
+the cheque is sent. A receipt that comes again is answered with the same cheque.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from p2pnode.crypto.keys import Identity
+from p2pnode.environment import Environment
+from p2pnode.errors import P2PNodeError, PeerError, ProtocolViolation, Refused, Unreachable
+from p2pnode.market import records
+from p2pnode.market.agreements import (
+    AskLeaves,
+    Effect,
+    EndAsked,
+    EndConfirmed,
+    Event,
+    FetchOutputs,
+    Finished,
+    Forget,
+    LeavesArrived,
+    LinkDown,
+    LinkUp,
+    Now,
+    Phase,
+    ReceiptArrived,
+    RefuseReceipt,
+    SaveCheque,
+    SaveReceipt,
+    SendCheque,
+    SendEnd,
+    StateArrived,
+    Terms,
+    Tick,
+)
+from p2pnode.market.bell import Bell
+from p2pnode.market.bought_agreement import BoughtAgreement, BoughtProgress
+from p2pnode.market.cheques import HashChain
+from p2pnode.market.receipt_file import write_bundle
+from p2pnode.market.settings import MarketSettings
+from p2pnode.metrics import Metrics
+from p2pnode.reasons import EndReason, Reason
+from p2pnode.wire.codec import decode
+from p2pnode.wire.envelope import decode_envelope, document_id, encode_envelope, open_envelope, seal
+from p2pnode.wire.messages.market import (
+    AgreementState,
+    Document,
+    EndAgreement,
+    LeafList,
+    Receipt,
+    ResumeAgreement,
+    SliceReply,
+    SliceRequest,
+)
+from p2pnode.wire.messages.session import Done
+from p2pnode.wire.messages.work import FetchResult
+
+if TYPE_CHECKING:
+    from p2pnode.market.buying import ClientAgreement
+
+_INBOX_MAX: Final = 64
+_LEAVES_BYTES_MAX: Final = 1 << 20
+_RETRY_SECONDS: Final = 0.02
+_REPLY_SECONDS: Final = 10.0
+_CHEQUES_MAX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseSurroundings:
+    """What all purchases of one node share. connect: opens a link to a provider; finished: told once at the end."""
+
+    environment: Environment
+    identity: Identity
+    network_id: bytes
+    settings: MarketSettings
+    metrics: Metrics
+    connect: Callable[[bytes], Any]
+    finished: Callable[["ClientAgreement"], None]
+
+
+class Payments:
+    """Drives one bought agreement. link: None while there is no connection or it is not taken up again yet."""
+
+    def __init__(
+        self, around: PurchaseSurroundings, terms: Terms, chain: HashChain, progress: BoughtProgress, link: Any,
+        calls: "ClientAgreement",
+    ) -> None:  # fmt: skip
+        self.bell = Bell()
+        self.link: Any = None
+        self.first_number = progress.first_number
+        self.held: set[int] = set()
+        self._around = around
+        self._terms = terms
+        self._calls = calls
+        settings = around.settings
+        self.machine = BoughtAgreement(
+            terms, chain, self._now(), settings.cheque_seconds, settings.away_seconds,
+            pays_forgotten=settings.pays_forgotten_calls, progress=progress,
+        )  # fmt: skip
+        self._inbox: deque[tuple[Any, bytes]] = deque()
+        self._effects: deque[Effect] = deque()
+        self._requests: dict[int, Any] = {}
+        self._cheques: dict[int, bytes] = {}
+        self._unsaved: SaveReceipt | None = None
+        self._unsaved_envelope: dict[int, bytes] = {}
+        self._offered_link: Any = None
+        self._retry_at = inf
+        self._reconnect_at = inf
+        self._reconnect_delay = 0.25
+        self._lost: list[int] = []
+        self._breach: P2PNodeError | None = None
+        self._changed = trio.Event()
+        if link is None:
+            self._reconnect_at = self._now().seconds
+        else:
+            self.link = link
+            self._happen(LinkUp())
+
+    def _now(self) -> Now:
+        clock = self._around.environment.clock
+        return Now(clock.monotonic(), clock.wall_ms())
+
+    def _happen(self, event: Event) -> None:
+        try:
+            self._effects.extend(self.machine.handle(event, self._now()))
+        except ProtocolViolation as error:
+            self.broken(error)
+        self.bell.ring()
+
+    # --- from plain code ----------------------------------------------------------------------------------------------
+
+    def receipt_arrived(self, incoming: Any, data: bytes) -> None:
+        """Queue a DeliverReceipt; it is answered once the cheque is saved."""
+        if len(self._inbox) >= _INBOX_MAX:
+            incoming.refuse(Reason.BUSY, "too many receipts at once")
+            return
+        self._inbox.append((incoming, data))
+        self.bell.ring()
+
+    def attach(self, link: Any) -> None:
+        """A link to the provider is there: take the agreement up on it."""
+        if link is not self.link and self.machine.phase is not Phase.ENDED:
+            self._offered_link = link
+            self.bell.ring()
+
+    def detach(self, link: Any) -> None:
+        """A link is gone; calls under way on it fail and may be repeated with their numbers."""
+        if self._offered_link is link:
+            self._offered_link = None
+        if self.link is not link:
+            return
+        self.link = None
+        self._requests.clear()
+        self._happen(LinkDown())
+        self._calls.fail_all(Unreachable("the provider's connection was lost; the call may be repeated"), is_ended=False)
+        self._reconnect_at = self._now().seconds + self._reconnect_delay
+
+    def broken(self, error: ProtocolViolation) -> None:
+        """The provider broke the agreement: nothing more is paid, its link is dropped."""
+        self._around.metrics.add("violations_total", error.reason.value)
+        self._effects.extend(self.machine.abandon(EndReason.MISMATCH))
+        self._breach = error
+        self.bell.ring()
+
+    def settle_lost(self, number: int) -> None:
+        """A call was given up: find out whether the provider has executed it."""
+        self._lost.append(number)
+        self.bell.ring()
+
+    def retry_soon(self) -> None:
+        """The provider has not seen our cheque yet: try again in a moment."""
+        self._retry_at = self._now().seconds + _RETRY_SECONDS
+        self.bell.ring()
+
+    def end_soon(self, reason: EndReason) -> None:
+        """Begin the end; the task sees it through."""
+        self._happen(EndAsked(reason))
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    async def close(self, reason: EndReason) -> EndReason:
+        """See `ClientAgreement.close`."""
+        self._happen(EndAsked(reason))
+        while self.machine.phase is not Phase.ENDED:
+            await self._changed.wait()
+        return self.machine.end_reason or reason
+
+    async def receipt(self, number: int) -> bytes:
+        """See `ClientAgreement.receipt`."""
+        while True:
+            changed = self._changed
+            if number not in self.machine.calls or self.machine.phase is Phase.ENDED:
+                bundle = await self._around.environment.database.read(
+                    lambda connection: records.load_bundle(connection, self._around.network_id, self._terms.agreement_id, number)
+                )
+                if bundle is None:
+                    raise Refused(Reason.UNKNOWN_CALL, f"call {number} has no receipt: the provider lost it before it signed")
+                return write_bundle(bundle)
+            await changed.wait()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # --- the task -----------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Check, pay and reconnect until the agreement has ended. Cancelled: what is saved stays and is resumed later."""
+        task_status.started()
+        while True:
+            while self._inbox:
+                self._open(*self._inbox.popleft())
+            self._happen_due()
+            while self._effects:
+                await self._perform(self._effects.popleft())
+            if self.machine.phase is Phase.ENDED:
+                break
+            await self._connect()
+            if self._inbox or self._effects:
+                continue
+            deadline = min(self.machine.deadline, self._retry_at, self._reconnect_at if self.link is None else inf)
+            await self.bell.heard(deadline)
+        self._around.finished(self._calls)
+
+    def _happen_due(self) -> None:
+        now = self._now()
+        if now.seconds >= self._retry_at:
+            self._retry_at = inf
+            self._calls.flush(is_after_cheque=True)
+        if self._lost and self.link is not None:
+            lost, self._lost = self._lost, []
+            unknown = [self.machine.calls[number] for number in lost if number in self.machine.calls]
+            self._effects.append(
+                FetchOutputs(
+                    tuple((call.number, call.input_hash) for call in unknown if not (call.is_answered or call.is_flying))
+                )
+            )
+        try:
+            self._effects.extend(self.machine.handle(Tick(), now))
+        except ProtocolViolation as error:
+            self.broken(error)
+
+    def _open(self, incoming: Any, data: bytes) -> None:
+        try:
+            envelope = decode_envelope(data)
+            receipt = open_envelope(envelope, Receipt, self._around.network_id, self._terms.provider_key)
+            document = document_id(envelope)
+        except ProtocolViolation as error:
+            incoming.refuse(error.reason, error.detail)
+            return
+        self._requests[receipt.slice] = incoming
+        if receipt.slice >= self.machine.slices_paid:
+            self._unsaved_envelope[receipt.slice] = bytes(data)
+        self._happen(ReceiptArrived(receipt, document))
+
+    async def _perform(self, effect: Effect) -> None:
+        match effect:
+            case SaveReceipt():
+                self._unsaved = effect
+            case SaveCheque(cheque, amount):
+                await self._save(cheque, amount)
+            case SendCheque(slice_number):
+                await self._send_cheque(slice_number)
+            case RefuseReceipt(slice_number, detail):
+                incoming = self._requests.pop(slice_number, None)
+                self._unsaved_envelope.pop(slice_number, None)
+                if incoming is not None:
+                    is_ended = self.machine.phase is Phase.ENDED
+                    incoming.refuse(Reason.RECEIPT_MISMATCH if is_ended else Reason.BUSY, detail)
+            case AskLeaves(slice_number):
+                await self._ask_leaves(slice_number)
+            case FetchOutputs(calls):
+                self._fetch(calls)
+            case SendEnd(reason):
+                self._send_end(reason)
+            case Forget():
+                self._announce()
+                self._calls.flush(is_after_cheque=True)
+            case Finished(reason, _):
+                await self._finish(reason)
+            case _:
+                pass
+
+    async def _save(self, cheque: Any, amount: int) -> None:
+        around, unsaved = self._around, self._unsaved
+        self._unsaved = None
+        if unsaved is None:
+            return
+        data = encode_envelope(seal(cheque, around.identity, around.network_id))
+        receipt_data = self._unsaved_envelope.pop(cheque.slice)
+        now_ms = around.environment.clock.wall_ms()
+        provider = self._terms.provider
+
+        def write(connection: Any) -> None:
+            records.save_receipt(connection, unsaved.receipt, unsaved.leaves, receipt_data, False, now_ms)
+            records.save_cheque(connection, cheque, data, provider, False, now_ms)
+
+        await around.environment.database.write(write)
+        self._cheques[cheque.slice] = data
+        self._cheques.pop(cheque.slice - _CHEQUES_MAX, None)
+        around.metrics.add("receipts_accepted_total")
+        around.metrics.add("cheques_issued_total")
+        around.metrics.add("spent_microcredits_total", amount=amount)
+
+    async def _send_cheque(self, slice_number: int) -> None:
+        data = self._cheques.get(slice_number)
+        if data is None:
+            agreement_id = self._terms.agreement_id
+            data = await self._around.environment.database.read(
+                lambda connection: records.cheque_envelope(connection, agreement_id, slice_number)
+            )
+        incoming = self._requests.pop(slice_number, None)
+        if incoming is not None:
+            incoming.reply(Document(data))
+        self._announce()
+        self._calls.flush(is_after_cheque=True)
+
+    async def _ask_leaves(self, slice_number: int) -> None:
+        link = self.link
+        if link is None:
+            return
+        try:
+            with trio.fail_after(_REPLY_SECONDS):
+                reply = await link.request(SliceRequest(self._terms.agreement_id, slice_number))
+            if not isinstance(reply.message, SliceReply):
+                raise ProtocolViolation(Reason.WRONG_TYPE, "a slice is answered with its leaves")
+            leaves = decode(LeafList, reply.attachment, _LEAVES_BYTES_MAX).leaves
+        except ProtocolViolation as error:
+            self.broken(error)
+        except (PeerError, trio.TooSlowError):
+            return  # The provider delivers the receipt again, and we ask again.
+        else:
+            self._happen(LeavesArrived(slice_number, leaves))
+
+    def _fetch(self, calls: tuple[tuple[int, bytes], ...]) -> None:
+        for number, input_hash in calls:
+            if self.link is None:
+                return
+            self.machine.fetching(number)
+            message = FetchResult(self._terms.agreement_id, number, input_hash)
+            try:
+                self.link.request_nowait(message, (), lambda reply, number=number: self._calls.take_fetched(number, reply))
+            except PeerError:
+                self.machine.lost(number)
+
+    def _send_end(self, reason: EndReason) -> None:
+        if self.link is None:
+            return
+        try:
+            self.link.request_nowait(EndAgreement(self._terms.agreement_id, reason.value), (), self._end_answered)
+        except PeerError:
+            self._reconnect_at = self._now().seconds + self._reconnect_delay
+
+    def _end_answered(self, reply: Any) -> None:
+        is_known_nowhere = isinstance(reply, Refused) and reply.reason is Reason.UNKNOWN_AGREEMENT
+        if is_known_nowhere or (not isinstance(reply, PeerError) and isinstance(reply.message, Done)):
+            self._happen(EndConfirmed())
+
+    async def _finish(self, reason: EndReason) -> None:
+        agreement_id, now_ms = self._terms.agreement_id, self._now().wall_ms
+        await self._around.environment.database.write(
+            lambda connection: records.end_agreement(connection, agreement_id, reason, now_ms)
+        )
+        if self._breach is not None and self.link is not None:
+            self.link.close(Reason.RECEIPT_MISMATCH)
+        for incoming in self._requests.values():
+            incoming.refuse(Reason.AGREEMENT_ENDED, reason.value)
+        self._requests.clear()
+        self._calls.fail_all(self._breach or Refused(Reason.AGREEMENT_ENDED, reason.value), is_ended=True)
+        self._announce()
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """Take the agreement up on an offered link, or open one when it is time to."""
+        link, self._offered_link = self._offered_link, None
+        if link is None:
+            now = self._now().seconds
+            if self.link is not None or now < self._reconnect_at:
+                return
+            self._reconnect_delay = min(self._reconnect_delay * 2, self._around.settings.reconnect_seconds_max)
+            self._reconnect_at = now + self._reconnect_delay
+            try:
+                with trio.fail_after(_REPLY_SECONDS):
+                    link = await self._around.connect(self._terms.provider)
+            except (PeerError, trio.TooSlowError):
+                return
+        try:
+            with trio.fail_after(_REPLY_SECONDS):
+                reply = await link.request(ResumeAgreement(self._terms.agreement_id))
+            if not isinstance(reply.message, AgreementState):
+                raise ProtocolViolation(Reason.WRONG_TYPE, "a resumption is answered with a state")
+        except Refused as error:
+            if error.reason in (Reason.UNKNOWN_AGREEMENT, Reason.AGREEMENT_ENDED):
+                self._effects.extend(self.machine.abandon(EndReason.PEER_LOST))
+                self.bell.ring()
+            return
+        except ProtocolViolation as error:
+            self.broken(error)
+            return
+        except (PeerError, trio.TooSlowError):
+            self._reconnect_at = min(self._reconnect_at, self._now().seconds + self._reconnect_delay)
+            return
+        if link.closed is not None:
+            return
+        self.link = link
+        self._reconnect_delay, self._reconnect_at = 0.25, inf
+        self._happen(StateArrived(reply.message))
+        self._calls.flush(is_after_cheque=True)
