@@ -5,15 +5,21 @@ Blocking and usable from many threads: each thread keeps a connection of its own
 
 import http.client
 import json
+import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from p2pnode import errors
-from p2pnode.reasons import Reason
+from p2pnode.dropin import NetworkSession
+from p2pnode.jobs.feeds import ValueInfo, as_values
+from p2pnode.jobs.service import JobResult
+from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec
+from p2pnode.reasons import EndReason, Reason
 from p2pnode.wire.tensors import decode_values, encode_values, headers_bytes, parse_headers
 
 CONNECT_SECONDS: Final = 5.0
@@ -113,6 +119,81 @@ def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return head, decode_values(parse_headers(bytes(view[middle:end])), view[end + -end % 64 :])
 
 
+class AttachedBackend:
+    """What a connection does, done by the daemon."""
+
+    def __init__(self, daemon: DaemonConnection) -> None:
+        self._daemon = daemon
+
+    def run(self, spec: JobSpec) -> JobResult:
+        """Run one inference."""
+        head, outputs = self._run(spec, dry=False)
+        return JobResult(
+            **{**head, "receipts": tuple(head["receipts"]), "end_reason": EndReason(head["end_reason"])}, outputs=outputs
+        )
+
+    def dry_run(self, spec: JobSpec) -> dict[str, Any]:
+        """Say what a run would do."""
+        return self._run(spec, dry=True)[0]
+
+    def _run(self, spec: JobSpec, *, dry: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        head = {"model": _absolute(spec.model), "outputs": list(spec.outputs), "terms": asdict(spec.terms), "dry_run": dry}
+        return self._daemon.tensors("/v1/jobs/run", head, as_values((), spec.inputs))
+
+    async def run_async(self, spec: JobSpec) -> JobResult:
+        """Run one inference; cancelled, the daemon finishes it."""
+        import trio
+
+        return await trio.to_thread.run_sync(self.run, spec, abandon_on_cancel=True)
+
+    def map(self, spec: MapSpec) -> Iterator[dict[str, Any]]:
+        """Start a map, or go on with it, and follow it."""
+        body = asdict(spec) | {name: _absolute(getattr(spec, name)) for name in ("model", "data", "output")}
+        job = self._daemon.json("POST", "/v1/jobs/map", body)["job"]
+        for event in self._daemon.lines(f"/v1/jobs/{job}/events"):
+            yield {"job": job, **event}
+
+    async def map_async(self, spec: MapSpec) -> dict[str, Any]:
+        """The same for trio; gives the ended job's description."""
+        import trio
+
+        def whole() -> dict[str, Any]:
+            job = list(self.map(spec))[-1]["job"]
+            return self._daemon.json("GET", f"/v1/jobs/{job}")  # type: ignore[no-any-return]
+
+        return await trio.to_thread.run_sync(whole, abandon_on_cancel=True)
+
+    def session(self, spec: SessionSpec) -> NetworkSession:
+        """Open a session."""
+        told = self._daemon.json("POST", "/v1/session/open", {"model": _absolute(spec.model), "terms": asdict(spec.terms)})
+        name = told["session"]
+
+        def infer(values: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
+            return self._daemon.tensors("/v1/session/run", {"session": name, "outputs": list(names)}, values)[1]
+
+        def close() -> None:
+            self._daemon.json("POST", "/v1/session/close", {"session": name})
+
+        inputs, outputs = ([_info(item) for item in told[key]] for key in ("inputs", "outputs"))
+        return NetworkSession(inputs, outputs, told.get("metadata", {}), infer, close)
+
+    def books(self, name: str) -> Any:
+        """Give `offers`, `models` or `receipts`."""
+        return self._daemon.json("GET", f"/v1/{name}")[name]
+
+    def close(self) -> None:
+        """Nothing to close: the daemon lives on."""
+
+
+def _absolute(text: str) -> str:
+    """Give a path as the daemon, which runs elsewhere, has to know it; ids stay as they are."""
+    return os.path.abspath(text) if os.path.exists(text) or text.endswith(".onnx") or os.sep in text else text
+
+
+def _info(item: Mapping[str, Any]) -> ValueInfo:
+    return ValueInfo(item["name"], item["type"], tuple(item["shape"]))
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=ANSWER_SECONDS)
@@ -133,9 +214,9 @@ class _UnixConnection(http.client.HTTPConnection):
 def _socket_path(data_folder: Path) -> Path:
     """Where the daemon's socket lies: in the data folder, or where a record there says (a path has at most 107 bytes)."""
     try:
-        return Path((data_folder / "control.path").read_text().strip())
+        return Path((data_folder / "api.path").read_text().strip())
     except OSError:
-        return data_folder / "control.sock"
+        return data_folder / "api.sock"
 
 
 def _error(status: int, data: bytes) -> errors.P2PNodeError:
@@ -147,7 +228,7 @@ def _error(status: int, data: bytes) -> errors.P2PNodeError:
     cls = getattr(errors, kind, errors.P2PNodeError)
     if cls in (errors.Refused, errors.WorkError, errors.ProtocolViolation):
         try:
-            return cls(Reason(reason), message)  # type: ignore[no-any-return]
+            return cls(Reason(reason), message)
         except ValueError:
             return errors.P2PNodeError(message)
-    return cls(message)  # type: ignore[no-any-return]
+    return cls(message)

@@ -6,14 +6,14 @@ ONNX Runtime is installed its own exception classes are raised, so that `except`
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
 from p2pnode.errors import P2PNodeError, WorkError
-from p2pnode.jobs.feeds import ValueInfo
+from p2pnode.jobs.feeds import ValueInfo, as_values
 from p2pnode.reasons import Reason
 
 CPU: Final = "CPUExecutionProvider"
@@ -71,6 +71,33 @@ class ModelMetadata:
     graph_description: str = ""
     version: int = 9223372036854775807
     custom_metadata_map: dict[str, str] = field(default_factory=dict)
+
+
+class NetworkSession:
+    """One open session of a blocking connection. inputs, outputs: what the model takes and gives.
+
+    infer: makes one call with converted values and wanted names, gives the outputs by name, raises P2PNodeError. close: ends it.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[ValueInfo],
+        outputs: Sequence[ValueInfo],
+        metadata: Mapping[str, Any],
+        infer: Callable[[Mapping[str, Any], Sequence[str]], Mapping[str, Any]],
+        close: Callable[[], None],
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.metadata = metadata
+        self.infer = infer
+        self.close = close
+
+    def run(self, output_names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+        """Convert a feed, make one call, give the outputs in order."""
+        names = list(output_names) if output_names else [info.name for info in self.outputs]
+        outputs = self.infer(as_values(self.inputs, feed), names)
+        return [outputs[name] for name in names]
 
 
 def model_metadata(facts: Mapping[str, Any]) -> ModelMetadata:

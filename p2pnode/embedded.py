@@ -5,19 +5,26 @@ embedded node sells nothing: a program that only buys should not start serving s
 """
 
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import trio
+from msgspec import to_builtins
 
+from p2pnode.dropin import NetworkSession
 from p2pnode.errors import P2PNodeError
+from p2pnode.ids import DOCUMENT, JOB, MODEL, id_text, node_text
+from p2pnode.jobs.service import JobResult
+from p2pnode.jobs.sessions import Answer, is_worth_another_try
+from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec
 from p2pnode.metrics import Metrics
 from p2pnode.node.config import NodeConfig, load_config, with_settings
 from p2pnode.node.identity import load_or_create
 from p2pnode.node.machine import SystemEntropy, open_machine
 from p2pnode.node.node import Node
 from p2pnode.node.scopes import bare, running
+from p2pnode.store import agreements
 from p2pnode.work.runtime import SandboxRuntime
 
 Result = TypeVar("Result")
@@ -126,3 +133,135 @@ class NodeThread:
             self._ready.set()
             await self._stop.wait()
             self._node = None
+
+
+class NodeBackend:
+    """What a connection does, done by a node in the same trio program."""
+
+    alive = True
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def run_async(self, spec: JobSpec) -> JobResult:
+        """Run one inference."""
+        return await self._node.jobs.run_job(spec)
+
+    async def map_async(self, spec: MapSpec) -> dict[str, Any]:
+        """Run a map to its end and give its description."""
+        return await self._node.jobs.wait(await self._node.jobs.start_map(spec))
+
+
+class EmbeddedBackend:
+    """What a connection does, done by a node in a thread of this process."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._thread = NodeThread(config)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """False once the node ended."""
+        return self._thread.alive
+
+    def run(self, spec: JobSpec) -> JobResult:
+        """Run one inference."""
+        return self._thread.call(self._thread.node.jobs.run_job, spec)
+
+    def dry_run(self, spec: JobSpec) -> dict[str, Any]:
+        """Say what a run would do."""
+        return self._thread.call(self._thread.node.jobs.dry_run, spec)
+
+    def map(self, spec: MapSpec) -> Iterator[dict[str, Any]]:
+        """Start a map, or go on with it, and follow it."""
+        jobs = self._thread.node.jobs
+        job = self._thread.call(jobs.start_map, spec)
+        events = jobs.events(job)
+        while True:
+            try:
+                event = self._thread.call(events.__anext__)
+            except StopAsyncIteration:
+                return
+            yield {"job": id_text(JOB, job), **event}
+
+    def session(self, spec: SessionSpec) -> NetworkSession:
+        """Open a session whose calls take the shortest way: one hop into the node's loop and one back."""
+        thread, jobs = self._thread, self._thread.node.jobs
+        session = thread.call(jobs.session, spec)
+
+        def infer(values: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
+            waiting = _Waiting()
+
+            def start() -> None:
+                try:
+                    if not session.call_nowait(values, names, waiting.answer):
+                        waiting.answer(None)
+                except Exception as error:  # it would end in trio's own machinery; the caller's thread is its place
+                    waiting.answer(error)
+
+            thread.soon(start)
+            answer = waiting.wait(thread)
+            if isinstance(answer, Answer):
+                return answer.outputs
+            if isinstance(answer, Exception) and not is_worth_another_try(answer):
+                raise answer
+            return thread.call(session.call, values, names).outputs
+
+        def close() -> None:
+            if thread.alive:
+                thread.call(jobs.close_session, session)
+
+        return NetworkSession(session.inputs, session.outputs, session.metadata, infer, close)
+
+    def books(self, name: str) -> list[dict[str, Any]]:
+        """Give `offers`, `models` or `receipts`."""
+        node = self._thread.node
+        if name == "offers":
+            found = self._thread.call(node.market.fetch_offers, list(node.transport.links().values()))
+            return [{"provider": node_text(item.provider), **to_builtins(item.offer)} for item in found.values()]
+        if name == "models":
+            return [
+                {
+                    "id": id_text(MODEL, item.model_id),
+                    "name": item.name,
+                    "size_bytes": item.size_bytes,
+                    "complete": not item.is_partial,
+                }
+                for item in node.models.list()
+            ]
+        rows = self._thread.call(node.environment.database.read, lambda connection: agreements.list_receipts(connection))
+        return [
+            {
+                "id": id_text(DOCUMENT, row.document),
+                "agreement": id_text(DOCUMENT, row.agreement),
+                "calls": row.calls,
+                "amount": row.amount,
+                "ended_ms": row.ended_ms,
+            }
+            for row in rows
+        ]
+
+    def close(self) -> None:
+        """Stop the node: agreements end with their last receipts and cheques."""
+        self._thread.close()
+
+
+class _Waiting:
+    """One thread waiting for one answer. A plain lock wakes it faster than a condition does."""
+
+    __slots__ = ("_answer", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._answer: Any = None
+
+    def answer(self, answer: Any) -> None:
+        self._answer = answer
+        self._lock.release()
+
+    def wait(self, thread: NodeThread) -> Any:
+        while not self._lock.acquire(timeout=1.0):
+            if not thread.alive:
+                raise P2PNodeError("the connection was closed during a call")
+        return self._answer

@@ -99,6 +99,7 @@ class Reason(str, Enum):
     UNPAID = "unpaid"
     BUDGET = "budget"
     UNKNOWN_CALL = "unknown-call"
+    OUTPUT_GONE = "output-gone"
     # Our own fault; carries no detail to the peer.
     INTERNAL = "internal"
 

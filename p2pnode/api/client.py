@@ -83,11 +83,15 @@ class ControlClient:
 
     def text(self, path: str) -> str:
         """GET and give the answer as text."""
-        return self._exchange("GET", path, b"", {})[1].decode()
+        return self.exchange("GET", path).decode()
 
     def post_bytes(self, path: str, body: Buffer, headers: Mapping[str, str] | None = None) -> bytes:
         """POST binary data and give the binary answer."""
-        return self._exchange("POST", path, body, {"content-type": "application/octet-stream", **(headers or {})})[1]
+        return self._exchange("POST", path, body, {"content-type": "application/octet-stream", **(headers or {})})
+
+    def exchange(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """Send a request with a JSON body, if any, and give the answer's bytes. Raises the daemon's own error."""
+        return self._exchange(method, path, body, {"content-type": "application/json"})
 
     def lines(self, path: str, body: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
         """GET (or POST, with a body) a streaming answer and give its objects as they come.
@@ -100,11 +104,11 @@ class ControlClient:
             connection.request("GET" if body is None else "POST", path, body=data)
             response = connection.getresponse()
             if response.status >= 400:
-                raise _error_of(response.status, response.read())
+                raise error_of(response.status, response.read())
             while line := response.readline():
                 value = json.loads(line)
                 if set(value) == {"error"}:
-                    raise _error_of(500, line)
+                    raise error_of(500, line)
                 yield value
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise errors.Unreachable(f"the daemon stopped answering: {error}") from error
@@ -113,9 +117,9 @@ class ControlClient:
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = b"" if body is None else json.dumps(body).encode()
-        return json.loads(self._exchange(method, path, data, {"content-type": "application/json"})[1] or b"null")
+        return json.loads(self.exchange(method, path, data) or b"null")
 
-    def _exchange(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    def _exchange(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> bytes:
         for attempt in (1, 2):
             fresh = self._connection is None
             if self._connection is None:
@@ -133,8 +137,8 @@ class ControlClient:
             if response.will_close:
                 self.close()
             if response.status >= 400:
-                raise _error_of(response.status, data)
-            return response.status, data
+                raise error_of(response.status, data)
+            return data
         raise errors.Unreachable("the daemon did not answer")
 
     def _connect(self) -> "_UnixConnection":
@@ -194,13 +198,13 @@ class _UnixConnection(http.client.HTTPConnection):
             connecting.settimeout(CONNECT_SECONDS)
             connecting.connect(str(self._path))
             connecting.settimeout(self.timeout)
-        except BaseException:
+        except BaseException:  # the socket must not leak, whatever happened
             connecting.close()
             raise
         self.sock = connecting
 
 
-def _error_of(status: int, data: bytes) -> errors.P2PNodeError:
+def error_of(status: int, data: bytes) -> errors.P2PNodeError:
     """Give the error behind an error answer: the daemon's own class where it has one."""
     try:
         told = json.loads(data)["error"]
@@ -212,7 +216,7 @@ def _error_of(status: int, data: bytes) -> errors.P2PNodeError:
         return ControlError(status, reason, message, hint)
     if cls in (errors.Refused, errors.ProtocolViolation, errors.WorkError):
         try:
-            return cls(Reason(reason), message)  # type: ignore[call-arg]
+            return cls(Reason(reason), message)
         except ValueError:
             return ControlError(status, reason, message, hint)
     return cls(message)

@@ -21,6 +21,8 @@ IDLE_SECONDS: Final = 300.0
 HEAD_SECONDS: Final = 10.0
 BODY_SECONDS: Final = 120.0
 SEND_SECONDS: Final = 120.0
+DISCARD_SECONDS: Final = 2.0
+DISCARD_BYTES_MAX: Final = 64 << 20
 JSON_TYPE: Final = "application/json"
 LINES_TYPE: Final = "application/x-ndjson"
 TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -122,6 +124,7 @@ class HttpConnection:
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 return
             if self._machine.our_state is not h11.DONE or self._machine.their_state is not h11.DONE:
+                await self._discard()
                 return
             self._machine.start_next_cycle()
 
@@ -153,6 +156,15 @@ class HttpConnection:
                 if len(body) > limit:
                     raise too_large
 
+    async def _discard(self) -> None:
+        """Swallow the rest of a refused body for a moment: a client that is still sending would miss the answer otherwise."""
+        if self._machine.their_state is not h11.SEND_BODY or self._machine.our_state is not h11.DONE:
+            return
+        with trio.move_on_after(DISCARD_SECONDS), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            left = DISCARD_BYTES_MAX
+            while left > 0 and (data := await self._stream.receive_some(RECEIVE_BYTES)):
+                left -= len(data)
+
     async def _next_event(self) -> Any:
         while True:
             event = self._machine.next_event()
@@ -165,7 +177,7 @@ class HttpConnection:
                     data = await self._stream.receive_some(RECEIVE_BYTES)
             else:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
-            self._machine.receive_data(data)
+            self._machine.receive_data(bytes(data))
 
     async def _send(self, reply: Reply, method: str) -> None:
         if isinstance(reply, Answer):
@@ -219,7 +231,7 @@ class HttpConnection:
 
 
 def _closing(items: AsyncIterator[Mapping[str, Any]]) -> aclosing[Any]:
-    return aclosing(items)  # type: ignore[type-var]
+    return aclosing(items)
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import trio
 
 from p2pnode.api.http import BYTES_TYPE, Answer, HttpError, Reply, Request, json_answer
 from p2pnode.api.routes import Control, Route
@@ -38,7 +39,7 @@ async def add_model(control: Control, request: Request) -> Reply:
         raise HttpError(400, "bad-request", "path is missing", 'send {"path": "/full/path/of/model.onnx"}')
     if not Path(path).is_absolute():
         raise HttpError(400, "bad-request", "the path is not absolute", "the daemon runs in another folder; send the full path")
-    if not Path(path).is_file():
+    if not await trio.Path(path).is_file():
         raise HttpError(404, "not-found", f"there is no file {path}", "check the path")
     model_id, manifest = await control.node.models.add_file(Path(path), str(request.json().get("name") or ""))
     size = sum(blob.size for blob in manifest.blobs)
@@ -67,10 +68,10 @@ async def clean(control: Control, request: Request) -> Reply:
 
 
 async def offers(control: Control, request: Request) -> Reply:
-    """Ask every linked peer for its offer and list what is on sale; the node's own offer comes first where it sells."""
+    """Ask every linked peer for its offer and list what is on sale."""
     links = list(control.node.transport.links().values())
     signed = await control.node.market.fetch_offers(links)
-    return json_answer({"offers": [_offer(item) for item in signed]})
+    return json_answer({"offers": [_offer(item) for _, item in sorted(signed.items())]})
 
 
 async def receipts(control: Control, request: Request) -> Reply:
@@ -100,19 +101,26 @@ async def receipts(control: Control, request: Request) -> Reply:
 
 async def receipt_bundle(control: Control, request: Request) -> Reply:
     """Give a `.receipt` file that verifies by itself. Query `call`: the position in the slice, 0 by default."""
-    text = request.path[2]
-    position = request.query.get("call", "0")
-    if not (position.isascii() and position.isdigit() and len(position) < 6):
+    text, place = request.path[2], request.query.get("call", "0")
+    if not (place.isascii() and place.isdigit() and len(place) < 6):
         raise HttpError(400, "bad-request", "call must be a position in the slice, from 0")
-    found = await control.node.environment.database.read(
-        lambda connection: [
-            row for row in agreements.list_receipts(connection, limit=100_000) if matches_prefix(DOCUMENT, row.document, text)
-        ]
-    )
-    if len(found) != 1:
-        raise HttpError(404, "not-found", f"{len(found) or 'no'} receipts start with {text!r}", "`p2pnode receipt list` shows them")
-    row = found[0]
-    return Answer(200, await control.node.market.receipt_bundle(row.agreement, row.slice, int(position)), BYTES_TYPE)
+
+    def query(connection: sqlite3.Connection) -> tuple[bytes, int]:
+        listed = agreements.list_receipts(connection, limit=100_000)
+        found = [row for row in listed if matches_prefix(DOCUMENT, row.document, text)]
+        if len(found) != 1:
+            told = f"{len(found) or 'no'} receipts start with {text!r}"
+            raise HttpError(404, "not-found", told, "`p2pnode receipt list` shows them")
+        calls = agreements.list_calls(connection, found[0].agreement, slice_number=found[0].slice)
+        if int(place) >= len(calls):
+            raise HttpError(404, "not-found", f"the receipt has {len(calls)} calls", "choose a smaller position")
+        return found[0].agreement, calls[int(place)].number
+
+    agreement, number = await control.node.environment.database.read(query)
+    bundle = await control.node.market.receipt(agreement, number)
+    if bundle is None:
+        raise HttpError(404, "not-found", "this call has no receipt yet", "try again when its slice is signed")
+    return Answer(200, bundle, BYTES_TYPE)
 
 
 async def ledger(control: Control, request: Request) -> Reply:
@@ -156,7 +164,7 @@ def _model(control: Control, request: Request) -> ModelId:
 
 
 def _offer(signed: Any) -> dict[str, Any]:
-    offer: dict[str, Any] = msgspec.to_builtins(signed.document, builtin_types=(bytes,))
+    offer: dict[str, Any] = msgspec.to_builtins(signed.offer, builtin_types=(bytes,))
     offer["models"] = [id_text(MODEL, model_id) for model_id in offer["models"]]
     return {"provider": node_text(signed.provider), **offer}
 

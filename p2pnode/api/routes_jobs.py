@@ -106,6 +106,7 @@ async def open_session(control: Control, request: Request) -> Reply:
         control.closers.pop(name, None)
         await control.node.jobs.close_session(session)
 
+    facts = control.node.work.facts(session.model_id)
     control.sessions[name] = session
     control.closers[name] = close
     return json_answer({
@@ -113,6 +114,7 @@ async def open_session(control: Control, request: Request) -> Reply:
         "model": id_text(MODEL, session.model_id),
         "inputs": [asdict(info) for info in session.inputs],
         "outputs": [asdict(info) for info in session.outputs],
+        "metadata": dict(facts.metadata) if facts is not None else {},
     })  # fmt: skip
 
 

@@ -36,9 +36,10 @@ def up(
     if client.alive():
         raise AlreadyRunning("a p2pnode daemon already runs on this data folder")
     if foreground:
+        from p2pnode.api.server import ControlServer
         from p2pnode.node.main import run_daemon
 
-        run_daemon(config)
+        run_daemon(config, ControlServer)
         return
     _start_in_background(config, client, wait)
     show_status(client.get("/v1/status"), as_json=as_json)

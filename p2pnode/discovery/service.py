@@ -37,7 +37,7 @@ from p2pnode.discovery.peer_book import (
 )  # fmt: skip
 from p2pnode.discovery.settings import DiscoverySettings
 from p2pnode.environment import Environment
-from p2pnode.errors import ConfigError, PeerError, ProtocolViolation
+from p2pnode.errors import ConfigError, PeerError
 from p2pnode.ids import NODE, NodeId, node_text, parse_id, short
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
@@ -299,9 +299,6 @@ class DiscoveryService:
         with trio.move_on_after(INTRODUCTION_SECONDS):
             try:
                 answer = (await link.request(WhoAreYou())).message
-            except ProtocolViolation as error:
-                self.misbehaved(link.peer.node_id, error.reason)
-                return
             except PeerError:
                 return
             if not isinstance(answer, Introduction) or answer.node_id != link.peer.node_id:

@@ -208,11 +208,13 @@ class MapMachine:
 
     def _place(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        while (key := self._roomiest()) is not None:
+        unfit: set[bytes] = set()
+        while (key := self._roomiest(unfit)) is not None:
             position = self._next(key)
             if position is None:
-                break
-            effects.append(self._send(position, key, now, is_hedge=False))
+                unfit.add(key)
+            else:
+                effects.append(self._send(position, key, now, is_hedge=False))
         return effects
 
     def _send(self, position: int, key: bytes, now: float, *, is_hedge: bool) -> Place:
@@ -245,20 +247,29 @@ class MapMachine:
         return min(free)[1] if free else None
 
     def _next(self, key: bytes) -> int | None:
-        while self._ready:
+        avoided: list[int] = []
+        found: int | None = None
+        while self._ready and found is None:
             position = heapq.heappop(self._ready)
             if self._finished[position] or position in self._placed:
                 continue
-            if self._avoid.get(position) == key and len(self._lanes) > 1:
-                # Somebody else should try what this provider failed; soon, when another lane has room.
-                heapq.heappush(self._later, (0.0, position))
-                break
-            return position
+            # Somebody else should try what this provider failed, where there is somebody else.
+            if self._avoid.get(position) == key and self._has_other(key):
+                avoided.append(position)
+            else:
+                found = position
+        for position in avoided:
+            heapq.heappush(self._ready, position)
+        if found is not None:
+            return found
         while self._cursor < self.count:
             position, self._cursor = self._cursor, self._cursor + 1
             if not self._finished[position] and position not in self._placed:
                 return position
         return None
+
+    def _has_other(self, key: bytes) -> bool:
+        return any(lane.capacity for other, lane in self._lanes.items() if other != key)
 
     def _answered(self, event: Answered) -> list[Effect]:
         self._release(event.position, event.key)

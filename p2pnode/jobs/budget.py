@@ -6,6 +6,7 @@ spent is treated as spent until the provider says otherwise.
 """
 
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 from p2pnode.errors import LedgerError
 
@@ -13,7 +14,7 @@ from p2pnode.errors import LedgerError
 class Budget:
     """Integer micro-credits: `spent + reserved <= limit` holds always. limit None means no limit."""
 
-    def __init__(self, limit: int | None, spent: int = 0, reserved: Mapping[Hashable, int] | None = None) -> None:
+    def __init__(self, limit: int | None, spent: int = 0, reserved: Mapping[Any, int] | None = None) -> None:
         self.limit = limit
         self.spent = spent
         self._reservations: dict[Hashable, int] = dict(reserved or {})

@@ -31,7 +31,6 @@ from p2pnode.jobs.batches import (
 )  # fmt: skip
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.datasets import Dataset
-from p2pnode.jobs.feeds import ValueInfo
 from p2pnode.jobs.outputs import Part, assemble, part_path, read_part, remove_parts, write_part
 from p2pnode.jobs.sessions import Local, order_within
 from p2pnode.jobs.settings import JobSettings
@@ -71,11 +70,11 @@ class MapProgress:
 
 
 class MapRun:
-    """A running map. budget: what earlier attempts spent is in it already. adopt: finds a standing agreement again by id."""
+    """A running map. budget: holds what earlier attempts spent. spec: with its outputs named and its paths absolute."""
 
     def __init__(
         self, environment: Environment, settings: JobSettings, suppliers: Suppliers, job: bytes, spec: MapSpec, model_id: bytes,
-        outputs: Sequence[ValueInfo], dataset: Dataset, kind: str, budget: Budget, local: Local | None,
+        dataset: Dataset, kind: str, budget: Budget, local: Local | None,
     ) -> None:  # fmt: skip
         self._environment = environment
         self._settings = settings
@@ -83,7 +82,7 @@ class MapRun:
         self.job = job
         self.spec = spec
         self.model_id = model_id
-        self._names = spec.outputs or tuple(info.name for info in outputs)
+        self._names = spec.outputs
         self._dataset = dataset
         self._kind = kind
         self._output = Path(spec.output)

@@ -17,19 +17,19 @@ from p2pnode.ids import JOB, MODEL, id_text, matches_prefix, node_text
 from p2pnode.jobs.batches import Finished
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.datasets import fingerprint, open_dataset
-from p2pnode.jobs.feeds import ValueInfo, as_values, value_info
+from p2pnode.jobs.feeds import as_values, value_info
 from p2pnode.jobs.job_book import JobBook, map_key
 from p2pnode.jobs.map_runs import MapRun
 from p2pnode.jobs.outputs import claim_parts, output_kind
 from p2pnode.jobs.retries import reason_of
-from p2pnode.jobs.sessions import Answer, Local, Session
+from p2pnode.jobs.sessions import Answer, Local, ModelView, Session
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec, Terms
 from p2pnode.jobs.suppliers import Suppliers, grown_shapes, input_shapes
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.wire.tensors import decode_values, encode_values
-from p2pnode.work.service import WorkRequest
+from p2pnode.work.calls import WorkRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,11 @@ class JobService:
     async def session(self, spec: SessionSpec) -> Session:
         """Open a session. The caller closes it with `close_session`; its first call finds the providers."""
         spec = replace(spec, terms=self._limited(spec.terms))
-        model_id, inputs, outputs = await self.model(spec.model)
-        job = await self.book.new("session", spec.model, model_id, spec.terms)
+        model = await self.model(spec.model)
+        job = await self.book.new("session", spec.model, model.model_id, spec.terms)
         session = Session(
-            self.suppliers, self._environment.clock, self._environment.entropy.uniform, model_id, inputs, outputs, spec.terms,
-            Budget(spec.terms.max_total), local=self._local(model_id, spec.terms), job=job,
+            self.suppliers, self._environment, model, spec.terms, Budget(spec.terms.max_total),
+            local=self._local(model.model_id, spec.terms), job=job,
         )  # fmt: skip
         self._sessions[job] = session
         return session
@@ -102,13 +102,13 @@ class JobService:
     async def run_job(self, spec: JobSpec) -> JobResult:
         """Run one inference. Raises the error that ended it; the job then says the same reason."""
         spec = replace(spec, terms=self._limited(spec.terms))
-        model_id, inputs, outputs = await self.model(spec.model)
-        values = as_values(inputs, spec.inputs)
-        names = spec.outputs or tuple(info.name for info in outputs)
-        job = await self.book.new("run", spec.model, model_id, spec.terms, items=1)
+        model = await self.model(spec.model)
+        values = as_values(model.inputs, spec.inputs)
+        names = spec.outputs or tuple(info.name for info in model.outputs)
+        job = await self.book.new("run", spec.model, model.model_id, spec.terms, items=1)
         session = Session(
-            self.suppliers, self._environment.clock, self._environment.entropy.uniform, model_id, inputs, outputs, spec.terms,
-            Budget(spec.terms.max_total), local=self._local(model_id, spec.terms), job=job,
+            self.suppliers, self._environment, model, spec.terms, Budget(spec.terms.max_total),
+            local=self._local(model.model_id, spec.terms), job=job,
         )  # fmt: skip
         self._sessions[job] = session
         try:
@@ -125,14 +125,14 @@ class JobService:
 
     async def dry_run(self, spec: JobSpec) -> dict[str, Any]:
         """Give what a run would do, and spend nothing: providers in order with prices, rejected peers with reasons, the risk."""
-        model_id, inputs, _ = await self.model(spec.model)
-        shapes = input_shapes(as_values(inputs, spec.inputs))
-        placement = await self.suppliers.place(model_id, grown_shapes(shapes, inputs), spec.terms)
+        model = await self.model(spec.model)
+        shapes = input_shapes(as_values(model.inputs, spec.inputs))
+        placement = await self.suppliers.place(model.model_id, grown_shapes(shapes, model.inputs), spec.terms)
         if placement.best is None:
-            placement = await self.suppliers.place(model_id, shapes, spec.terms)
+            placement = await self.suppliers.place(model.model_id, shapes, spec.terms)
         best = placement.best
         return {
-            "model": id_text(MODEL, model_id),
+            "model": id_text(MODEL, model.model_id),
             **placement.explanation(),
             "total_microcredits": best.price if best else None,
             "at_risk_microcredits": best.price if best else 0,
@@ -147,27 +147,27 @@ class JobService:
         """
         data, output = await trio.Path(spec.data).resolve(), await trio.Path(spec.output).resolve()
         spec = replace(spec, data=str(data), output=str(output), terms=self._limited(spec.terms))
-        model_id, inputs, outputs = await self.model(spec.model)
-        unknown = set(spec.outputs) - {info.name for info in outputs}
+        model = await self.model(spec.model)
+        spec = replace(spec, outputs=spec.outputs or tuple(info.name for info in model.outputs))
+        unknown = set(spec.outputs) - {info.name for info in model.outputs}
         if unknown:
-            raise ConfigError(
-                f"the model has no output {', '.join(sorted(unknown))}; it has {', '.join(i.name for i in outputs)}"
-            )
+            known = ", ".join(info.name for info in model.outputs)
+            raise ConfigError(f"the model has no output {', '.join(sorted(unknown))}; it has {known}")
         batch = spec.batch or self._settings.rows_per_item
-        dataset = await self._environment.executor.run(open_dataset, Path(spec.data), inputs, batch)
+        dataset = await self._environment.executor.run(open_dataset, Path(spec.data), model.inputs, batch)
         if not 0 < dataset.items <= self._settings.items_max:
             raise ConfigError(f"{spec.data} makes {dataset.items} items; between 1 and {self._settings.items_max} are possible")
         kind = output_kind(Path(spec.output), dataset.kind)
-        key = map_key(spec, model_id, fingerprint(Path(spec.data)))
+        key = map_key(spec, model.model_id, fingerprint(Path(spec.data)))
         stands = await trio.Path(spec.output).exists()
-        job, row, spent = await self.book.map_row(spec, model_id, key, dataset.items, frozenset(self._maps), stands)
+        job, row, spent = await self.book.map_row(spec, model.model_id, key, dataset.items, frozenset(self._maps), stands)
         if job in self._maps or row.state == "ended":
             return job
         claim_parts(Path(spec.output), key)
         past, promised = await self.book.money(job)
         run = MapRun(
-            self._environment, self._settings, self.suppliers, job, spec, model_id, outputs, dataset, kind,
-            Budget(spec.terms.max_total, spent + past, promised), self._local(model_id, spec.terms),
+            self._environment, self._settings, self.suppliers, job, spec, model.model_id, dataset, kind,
+            Budget(spec.terms.max_total, spent + past, promised), self._local(model.model_id, spec.terms),
         )  # fmt: skip
         if self._nursery is None:
             raise ConfigError("the job service does not run")
@@ -244,8 +244,8 @@ class JobService:
             if row.kind != "map" and row.id not in self._sessions and row.created_ms < old:
                 await self.book.end(row.id, EndReason.FAILED, "its process ended")
 
-    async def model(self, text: str) -> tuple[bytes, tuple[ValueInfo, ...], tuple[ValueInfo, ...]]:
-        """Give a model's id, inputs and outputs, for a path, an id or the start of one. Raises ConfigError or WorkError."""
+    async def model(self, text: str) -> ModelView:
+        """Give what is known of a model, for a path, an id or the start of one. Raises ConfigError, WorkError."""
         is_file = await trio.Path(text).is_file()
         if text.endswith(".onnx") and not is_file:
             raise ConfigError(f"there is no file {text}")
@@ -261,7 +261,8 @@ class JobService:
                 raise ConfigError(f"{len(found) or 'no'} models start with {text!r}; `p2pnode model list` shows them")
             model_id = found[0]
         facts = self._work.facts(model_id) or await self._work.prepare(model_id)
-        return model_id, tuple(map(value_info, facts.inputs)), tuple(map(value_info, facts.outputs))
+        inputs, outputs = tuple(map(value_info, facts.inputs)), tuple(map(value_info, facts.outputs))
+        return ModelView(model_id, inputs, outputs, dict(facts.metadata))
 
     def _limited(self, terms: Terms) -> Terms:
         """Give the terms with the owner's usual limit on a job's total where they name none."""

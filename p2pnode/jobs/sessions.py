@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from p2pnode.environment import Environment
 from p2pnode.errors import P2PNodeError, PeerError, Refused, TooSlow, WorkError
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.feeds import ValueInfo, as_values
@@ -40,6 +41,16 @@ class Answer:
 Local = Callable[[Mapping[str, Any], Sequence[str]], Any]
 
 
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A model as its user sees it. metadata: what the model says about itself."""
+
+    model_id: bytes
+    inputs: tuple[ValueInfo, ...]
+    outputs: tuple[ValueInfo, ...]
+    metadata: Mapping[str, Any]
+
+
 class Session:
     """Open until `aclose`. Made by `JobService.session`; inputs and outputs describe the model.
 
@@ -47,15 +58,16 @@ class Session:
     """
 
     def __init__(
-        self, suppliers: Suppliers, clock: Any, jitter: Callable[[], float], model_id: bytes, inputs: Sequence[ValueInfo],
-        outputs: Sequence[ValueInfo], terms: Terms, budget: Budget, *, local: Local | None = None, job: bytes | None = None,
+        self, suppliers: Suppliers, environment: Environment, model: ModelView, terms: Terms, budget: Budget, *,
+        local: Local | None = None, job: bytes | None = None,
     ) -> None:  # fmt: skip
         self._suppliers = suppliers
-        self._clock = clock
-        self._jitter = jitter
-        self.model_id = model_id
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
+        self._clock = environment.clock
+        self._jitter = environment.entropy.uniform
+        self.model_id = model.model_id
+        self.inputs = model.inputs
+        self.outputs = model.outputs
+        self.metadata = model.metadata
         self.terms = terms
         self.budget = budget
         self._local = local
@@ -232,6 +244,11 @@ class Session:
         started = self._clock.monotonic()
         result = await self._local(values, outputs)
         return Answer(result, b"", 0, self._clock.monotonic() - started)
+
+
+def is_worth_another_try(error: Exception) -> bool:
+    """Say whether `Session.call` could do better after `call_nowait` ended with this error."""
+    return isinstance(error, P2PNodeError) and cause_of(error) not in (Cause.INPUT, Cause.OURS)
 
 
 def values_bytes(values: Mapping[str, Any]) -> int:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 class JobSettings:
     """How patiently, how widely and how boldly this node buys.
 
-    *_seconds are durations in seconds. Deadlines per state: match (find and quote), transfer (the model to the provider),
+    *_seconds are durations in seconds. Deadlines per state: match (find and quote; lonely
+    while nobody is connected and this node may run the work itself), transfer (the model to the provider),
     start (order and first answer), run (one call), return (outputs on the way back; added to run for the whole exchange).
     """
 
     match_seconds: float = 15.0
+    lonely_seconds: float = 3.0
     transfer_seconds: float = 600.0
     start_seconds: float = 120.0
     run_seconds: float = 120.0

@@ -174,6 +174,7 @@ class Suppliers:
 
     async def place(self, model_id: bytes, shapes: Shapes, terms: Terms, exclude: frozenset[bytes] = frozenset()) -> Placement:
         """Ask the linked providers for quotes and rank them. Cancelling leaves nothing behind."""
+        await self._somebody(terms)
         now = self._environment.clock.monotonic()
         rejected: list[Rejected] = []
         asked: list[tuple[bytes, Any]] = []
@@ -193,6 +194,16 @@ class Suppliers:
         for refusal in rejected:
             self.refusals[refusal.reason.value] += 1
         return place(candidates, terms, self.settings.latency_weight, rejected)
+
+    async def _somebody(self, terms: Terms) -> None:
+        """Wait, within the match deadline, until a wanted peer is connected: a node that just started knows nobody yet."""
+        started = self._environment.clock.monotonic()
+        while not any(is_wanted(peer, terms) is None for peer in self._links()):
+            has_choice = terms.local_fallback or self.anybody()
+            patience = self.settings.lonely_seconds if has_choice else self.settings.match_seconds
+            if self._environment.clock.monotonic() - started >= patience:
+                return
+            await trio.sleep(0.05)
 
     async def _gather(
         self, asked: list[tuple[bytes, Any]], model_id: bytes, shapes: Shapes, terms: Terms,

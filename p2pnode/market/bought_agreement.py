@@ -2,7 +2,7 @@
 
 Promise: a cheque is issued for a receipt only if its Merkle root covers exactly calls that this client made, each once,
 with the client's own input hashes, the output hashes of the answers it holds, and the amounts that the quote's arithmetic
-gives. `may_send`, `sent`, `answered` and `failed` are the hot path and plain methods; everything else is an event.
+gives. `may_send` and the methods of `calls` are the hot path and plain methods; everything else is an event.
 """
 
 from dataclasses import dataclass
@@ -33,34 +33,11 @@ from p2pnode.market.agreements import (
     Terms,
     Tick,
 )  # fmt: skip
+from p2pnode.market.bought_calls import BoughtCall, BoughtCalls
 from p2pnode.market.cheques import HashChain
 from p2pnode.market.slices import check_leaves
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.wire.messages.market import AgreementState, Cheque, Leaf, Receipt
-
-
-@dataclass(slots=True)
-class BoughtCall:
-    """One call that this client made.
-
-    is_flying: a reply may still come on this link. is_held: its output is not safe with the caller yet, so no cheque covers
-    it. is_denied: a receipt charges it and the provider no longer has its answer.
-    """
-
-    number: int
-    input_hash: bytes
-    amount: int
-    slice: int = -1
-    position: int = -1
-    output_hash: bytes = b""
-    is_flying: bool = True
-    is_held: bool = False
-    is_denied: bool = False
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether this client holds an answer."""
-        return self.position >= 0
 
 
 @dataclass(slots=True)
@@ -108,10 +85,8 @@ class BoughtAgreement:
         self.wanted_end: EndReason | None = None
         self.is_up = False
         self.paid = progress.paid
-        self.slices_paid = progress.slices_paid
-        self.calls: dict[int, BoughtCall] = {}
-        self.outstanding = 0
-        self._places: dict[tuple[int, int], BoughtCall] = {}
+        order = terms.order
+        self.calls = BoughtCalls(order.slice_amount, order.slice_calls, order.chain_length, progress.slices_paid)
         self._receipts: dict[int, _PendingReceipt] = {}
         self._last_receipt = progress.last_receipt
         self._first_number = progress.first_number
@@ -119,10 +94,9 @@ class BoughtAgreement:
         self._forgotten_amount = terms.order.slice_amount if restart else -1
         self._forgotten_calls = terms.order.slice_calls if restart else 0
         self._chain = chain
-        self._flying = 0
         self._patience = patience_seconds
         self._away_seconds = away_seconds
-        self._since = now.seconds
+        self._since = self._seen = now.seconds
         self._ends_at = now.seconds + (terms.order.deadline_ms - now.wall_ms) / 1000
 
     def may_send(self, amount: int) -> bool:
@@ -133,92 +107,23 @@ class BoughtAgreement:
         order = self.terms.order
         if self.phase is not Phase.OPEN:
             raise Refused(Reason.AGREEMENT_ENDED, (self.end_reason or self.wanted_end or EndReason.COMPLETED).value)
-        if self.paid + self.outstanding + amount > self.terms.amount_max:
+        if self.paid + self.calls.outstanding + amount > self.terms.amount_max:
             raise Refused(Reason.BUDGET, f"the agreement is limited to {self.terms.amount_max} micro-credits")
         if amount > order.slice_amount:
             raise Refused(Reason.CREDIT, "one call costs more than a whole slice")
         if self.slices_paid + len(self._receipts) >= order.chain_length:
             raise Refused(Reason.AGREEMENT_ENDED, "every slice of the hash chain is used")
-        return self.is_up and self.outstanding + amount <= order.slice_amount and len(self.calls) < order.slice_calls
+        return self.is_up and self.calls.has_room(amount)
 
-    def sent(self, number: int, input_hash: bytes, amount: int, is_held: bool = False) -> None:
-        """Note that a call is about to be sent, or sent again. Raises Refused(CALL_MISMATCH) for another input."""
-        call = self.calls.get(number)
-        if call is None:
-            self.calls[number] = BoughtCall(number, input_hash, amount, is_held=is_held)
-            self.outstanding += amount
-            self._flying += 1
-            return
-        if call.input_hash != input_hash:
-            raise Refused(Reason.CALL_MISMATCH, f"call {number} had another input")
-        call.is_held = is_held
-        if not call.is_flying:
-            call.is_flying = True
-            self._flying += 1
-
-    def recall(self, number: int, input_hash: bytes, amount: int) -> None:
-        """Note a call from before a restart whose output the caller will ask for again; until then no cheque covers it."""
-        if number not in self.calls:
-            self.calls[number] = BoughtCall(number, input_hash, amount, is_flying=False, is_held=True)
-            self.outstanding += amount
-
-    def fetching(self, number: int) -> None:
-        """Note that a call's answer is being asked for again."""
-        call = self.calls.get(number)
-        if call is not None and not call.is_flying:
-            call.is_flying = True
-            self._flying += 1
-
-    def answered(self, number: int, slice_number: int, position: int, output_hash: bytes, amount: int) -> None:
-        """Note a call's answer and its place. Raises ProtocolViolation(RECEIPT_MISMATCH) for a wrong amount or place."""
-        call = self.calls.get(number)
-        if call is None:
-            return  # paid in the meantime, or given up with the link
-        if amount != call.amount:
-            raise ProtocolViolation(Reason.RECEIPT_MISMATCH, f"call {number} was charged {amount} instead of {call.amount}")
-        other = self._places.setdefault((slice_number, position), call)
-        if other is not call or slice_number < self.slices_paid or slice_number >= self.terms.order.chain_length:
-            raise ProtocolViolation(Reason.RECEIPT_MISMATCH, f"call {number} has no place of its own")
-        if call.is_answered and (call.slice, call.position) != (slice_number, position):
-            raise ProtocolViolation(Reason.RECEIPT_MISMATCH, f"call {number} changed its place")
-        call.slice, call.position, call.output_hash = slice_number, position, output_hash
-        self._land(call)
-
-    def failed(self, number: int) -> None:
-        """Note that the provider has no answer for a call: it costs nothing, unless a receipt charges it all the same."""
-        call = self.calls.get(number)
-        if call is None:
-            return
-        self._land(call)
-        if call.is_answered:
-            return
-        if any(leaf.number == number for pending in self._receipts.values() for leaf in pending.leaves or ()):
-            call.is_denied = True
-            return
-        del self.calls[number]
-        self.outstanding -= call.amount
-
-    def lost(self, number: int) -> None:
-        """Note that a call's fate is unknown (link lost, or cancelled here): the provider may have executed it."""
-        call = self.calls.get(number)
-        if call is not None:
-            self._land(call)
-
-    def confirmed(self, number: int) -> None:
-        """Note that the caller holds a call's output safely."""
-        call = self.calls.get(number)
-        if call is not None:
-            call.is_held = False
+    @property
+    def slices_paid(self) -> int:
+        """How many slices have a cheque."""
+        return self.calls.slices_paid
 
     @property
     def is_waiting(self) -> bool:
         """Whether a receipt waits for an answer: then `handle(Tick())` is worth a try after each one."""
         return bool(self._receipts)
-
-    def _land(self, call: BoughtCall) -> None:
-        if call.is_flying:
-            call.is_flying = False
-            self._flying -= 1
 
     @property
     def deadline(self) -> float:
@@ -229,19 +134,25 @@ class BoughtAgreement:
             end = self._since + (self._patience if self.is_up else self._away_seconds)
         else:
             end = self._ends_at
-        waits = [pending.since + self._patience / 4 for pending in self._receipts.values() if not pending.has_asked]
+        waits = [
+            pending.since + self._patience / (2 if pending.has_asked else 4)
+            for pending in self._receipts.values()
+            if pending.since + self._patience / 2 > self._seen
+        ]
         return min([end, *waits])
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
         """Give what to do about an event. Raises ProtocolViolation for a provider that breaks the agreement."""
+        self._seen = now.seconds
         if self.phase is Phase.ENDED:
             return self._late(event)
         effects: list[Effect] = []
         match event:
             case LinkDown():
                 self.is_up, self._since = False, now.seconds
-                for call in self.calls.values():
-                    self._land(call)
+                for pending in self._receipts.values():
+                    pending.has_asked = False
+                self.calls.land_all()
             case StateArrived(state):
                 effects += self._resume(state, now)
             case LinkUp():
@@ -289,19 +200,12 @@ class BoughtAgreement:
         if state.ended:
             return self._finish(_end_reason(state.ended))
         self.is_up, self._since = True, now.seconds
-        lost = [
-            call
-            for call in self.calls.values()
-            if call.is_answered and (call.slice, call.position) >= (state.slice, state.position)
-        ]
-        for call in lost:
-            del self.calls[call.number]
-            self.outstanding -= call.amount
-            self._places.pop((call.slice, call.position), None)
-        effects: list[Effect] = [Forget(tuple(call.number for call in lost))] if lost else []
-        unknown = [call for call in self.calls.values() if not (call.is_answered or call.is_flying or call.is_held)]
+        self.calls.cheques_arrived(state.paid)
+        lost = self.calls.forget_from(state.slice, state.position)
+        effects: list[Effect] = [Forget(lost)] if lost else []
+        unknown = self.calls.unknown()
         if unknown:
-            effects.append(FetchOutputs(tuple((call.number, call.input_hash) for call in unknown)))
+            effects.append(FetchOutputs(unknown))
         if self.phase is Phase.CLOSING:
             effects.append(SendEnd(self.wanted_end or EndReason.COMPLETED))
         return effects
@@ -313,6 +217,7 @@ class BoughtAgreement:
         if known is not None:
             if known.document != document:
                 raise ProtocolViolation(Reason.RECEIPT_MISMATCH, f"slice {receipt.slice} has two receipts")
+            known.has_asked = known.leaves is not None
             return []
         following = self.slices_paid + len(self._receipts)
         if receipt.slice != following:
@@ -336,16 +241,16 @@ class BoughtAgreement:
         effects: list[Effect] = []
         while self.phase is not Phase.ENDED and (pending := self._receipts.get(self.slices_paid)) is not None:
             receipt = pending.receipt
-            calls = [self._places.get((receipt.slice, position)) for position in range(receipt.calls)]
+            calls = self.calls.at(receipt.slice, receipt.calls)
             missing = sum(call is None for call in calls)
             if missing and pending.leaves is None:
                 # Answers may still be on their way behind the receipt: only then is it worth waiting for them.
-                is_patient = self._flying >= missing and now.seconds < pending.since + self._patience / 4
+                is_patient = self.calls.flying >= missing and now.seconds < pending.since + self._patience / 4
                 if self.is_up and not pending.has_asked and not is_patient:
                     pending.has_asked = True
                     effects.append(AskLeaves(receipt.slice))
                 return effects
-            if pending.leaves is not None and self._lacks_outputs(pending.leaves, calls):
+            if pending.leaves is not None and self._lacks_outputs(pending, pending.leaves, calls, now):
                 return effects
             if any(call is not None and call.is_held for call in calls):
                 return effects
@@ -361,15 +266,19 @@ class BoughtAgreement:
             raise ProtocolViolation(Reason.RECEIPT_MISMATCH, f"nothing is known of position {position}")
         return pending.leaves[position]
 
-    def _lacks_outputs(self, leaves: tuple[Leaf, ...], calls: list[BoughtCall | None]) -> bool:
-        """Say whether a named call of ours has no answer here yet. Raises ProtocolViolation when none will come."""
+    def _lacks_outputs(
+        self, pending: _PendingReceipt, leaves: tuple[Leaf, ...], calls: list[BoughtCall | None], now: Now
+    ) -> bool:
+        """Say whether an answer is to come yet. Raises ProtocolViolation when one is charged and withheld for too long."""
+        is_lacking = False
         for call, leaf in zip(calls, leaves, strict=True):
-            own = self.calls.get(leaf.number) if call is None else None
-            if own is not None and own.is_denied:
+            own = self.calls.by_number.get(leaf.number) if call is None else None
+            if own is None or own.is_answered or own.is_given_up:
+                continue
+            if own.is_denied and not own.is_held and now.seconds >= pending.since + self._patience / 2:
                 raise ProtocolViolation(Reason.RECEIPT_MISMATCH, f"call {leaf.number} is charged and its answer is withheld")
-            if own is not None and not own.is_answered:
-                return True
-        return False
+            is_lacking = True
+        return is_lacking
 
     def _learn(self, slice_number: int, leaves: tuple[Leaf, ...]) -> list[Effect]:
         pending = self._receipts.get(slice_number)
@@ -380,15 +289,15 @@ class BoughtAgreement:
         check_leaves(leaves, pending.receipt.root, pending.receipt.amount)
         wanted: list[tuple[int, bytes]] = []
         forgotten: list[Leaf] = []
-        for position, leaf in enumerate(leaves):
-            if (slice_number, position) in self._places:
+        for leaf, known in zip(leaves, self.calls.at(slice_number, len(leaves)), strict=True):
+            if known is not None:
                 continue
-            call = self.calls.get(leaf.number)
+            call = self.calls.by_number.get(leaf.number)
             if call is None:
                 forgotten.append(leaf)
             elif call.input_hash != leaf.input_hash or call.amount != leaf.amount:
                 raise ProtocolViolation(Reason.RECEIPT_MISMATCH, f"call {leaf.number} had another input or price")
-            elif not call.is_held and not call.is_flying:
+            elif not (call.is_held or call.is_flying or call.is_given_up or call.is_denied):
                 wanted.append((leaf.number, leaf.input_hash))
         self._accept_forgotten(forgotten)
         pending.leaves = leaves
@@ -417,14 +326,9 @@ class BoughtAgreement:
             issued_ms=now.wall_ms,
         )
         del self._receipts[receipt.slice]
-        self.paid, self.slices_paid, self._last_receipt = receipt.total, receipt.slice + 1, pending.document
+        self.paid, self._last_receipt = receipt.total, pending.document
         self._since = now.seconds
-        for position, leaf in enumerate(leaves):
-            self._places.pop((receipt.slice, position), None)
-            call = self.calls.pop(leaf.number, None)
-            if call is not None:
-                self._land(call)
-                self.outstanding -= call.amount
+        self.calls.pay(receipt, leaves)
         return [SaveReceipt(receipt, pending.document, leaves), SaveCheque(cheque, amount), SendCheque(receipt.slice)]
 
     def _finish(self, reason: EndReason) -> list[Effect]:

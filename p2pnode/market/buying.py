@@ -6,81 +6,25 @@ link; while there is no link, calls wait and those under way fail as unreachable
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import trio
 
-from p2pnode.environment import Buffer
 from p2pnode.errors import P2PNodeError, PeerError, ProtocolViolation, Refused, TooSlow, Unreachable
 from p2pnode.market.agreements import Phase, Terms
+from p2pnode.market.answers import CallAnswer, OnAnswer, OutgoingCall
 from p2pnode.market.bought_agreement import BoughtProgress
 from p2pnode.market.cheques import HashChain
-from p2pnode.market.payments import Payments, PurchaseSurroundings
+from p2pnode.market.payments import Payments
 from p2pnode.market.pricing import CallPricer
+from p2pnode.market.way_back import PurchaseSurroundings
 from p2pnode.reasons import EndReason, Reason
-from p2pnode.wire.messages.work import Call, CallResult, FetchResult, ValueHeader
+from p2pnode.wire.messages.work import Call, CallResult, FetchResult
 from p2pnode.wire.tensors import Value, decode_values, encode_values, values_hash
 
 _WAITING_MAX: Final = 65_536
 _GRACE_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class CallAnswer:
-    """One call's outcome. amount: micro-credits; seconds: in the provider's worker; provider: node id.
-
-    payload: the outputs' bytes with `headers`, when the caller prefers them to `outputs`. The receipt that covers the call
-    comes later: `ClientAgreement.receipt(number)`.
-    """
-
-    outputs: Mapping[str, Value]
-    amount: int
-    provider: bytes
-    seconds: float
-    agreement: bytes
-    number: int
-    input_hash: bytes
-    output_hash: bytes
-    engine: str
-    headers: Sequence[ValueHeader]
-    payload: memoryview
-
-
-OnAnswer = Callable[["CallAnswer | P2PNodeError"], None]
-
-
-class OutgoingCall:
-    """A call under way; `cancel` gives it up."""
-
-    __slots__ = ("_agreement", "amount", "chunks", "is_over", "link", "message", "on_answer", "request")
-
-    def __init__(
-        self,
-        agreement: "ClientAgreement",
-        message: Call | FetchResult,
-        chunks: Sequence[Buffer],
-        amount: int,
-        on_answer: OnAnswer,
-    ) -> None:
-        self._agreement = agreement
-        self.message = message
-        self.chunks = chunks
-        self.amount = amount
-        self.on_answer = on_answer
-        self.link: Any = None
-        self.request = -1
-        self.is_over = False
-
-    @property
-    def number(self) -> int:
-        """The call's number within its agreement."""
-        return self.message.number
-
-    def cancel(self) -> None:
-        """Give the call up: `on_answer` will not run. If the provider has executed it by then, it is paid all the same."""
-        self._agreement.cancel(self)
 
 
 class ClientAgreement:
@@ -91,7 +35,6 @@ class ClientAgreement:
         self.peer = terms.provider
         self.terms = terms
         self._clock = around.environment.clock
-        self._metrics = around.metrics
         self._pricer = CallPricer(terms.quote)
         self._next_number = progress.first_number
         self._waiting: deque[OutgoingCall] = deque()
@@ -119,7 +62,7 @@ class ClientAgreement:
     @property
     def at_risk(self) -> int:
         """Micro-credits of calls that no cheque covers yet."""
-        return self.machine.outstanding
+        return self.machine.calls.outstanding
 
     def next_number(self) -> int:
         """Set a call number aside; it is never given again, after a crash neither."""
@@ -134,7 +77,7 @@ class ClientAgreement:
     def recall(self, number: int, inputs: Mapping[str, Value]) -> None:
         """Name a call from before a restart whose answer will be asked for again, so that it is not paid before it is held."""
         headers, chunks, _ = encode_values(inputs)
-        self.machine.recall(number, values_hash(headers, chunks), self._pricer.price(headers)[0])
+        self.machine.calls.recall(number, values_hash(headers, chunks), self._pricer.price(headers)[0])
 
     async def call(
         self,
@@ -208,7 +151,7 @@ class ClientAgreement:
         outgoing = OutgoingCall(self, message, chunks, amount, on_answer)
         if number in self._flying:
             raise Refused(Reason.ALREADY_USED, f"call {number} is under way")
-        known = self.machine.calls.get(number)
+        known = self.machine.calls.by_number.get(number)
         if known is not None or number < self.payments.first_number:
             self._ask_again(outgoing, hold)
         else:
@@ -217,7 +160,7 @@ class ClientAgreement:
 
     def confirm(self, number: int) -> None:
         """Say that a held call's output is safe: from now on it may be paid."""
-        self.machine.confirmed(number)
+        self.machine.calls.confirmed(number)
         if self.machine.is_waiting:
             self.payments.bell.ring()
 
@@ -229,8 +172,7 @@ class ClientAgreement:
         if outgoing.request >= 0:
             outgoing.link.cancel(outgoing.request)
             self._flying.pop(outgoing.number, None)
-            self.machine.lost(outgoing.number)
-            self.machine.confirmed(outgoing.number)
+            self.machine.calls.give_up(outgoing.number)
             self.payments.settle_lost(outgoing.number)
         else:
             self._waiting.remove(outgoing)
@@ -255,7 +197,7 @@ class ClientAgreement:
         machine = self.machine
         may_send = machine.may_send(outgoing.amount)
         if may_send and not self._waiting and not self._held_back:
-            machine.sent(outgoing.number, outgoing.message.input_hash, outgoing.amount, hold)
+            machine.calls.sent(outgoing.number, outgoing.message.input_hash, outgoing.amount, hold)
             self._transmit(outgoing)
             return
         if len(self._waiting) >= _WAITING_MAX:
@@ -269,17 +211,22 @@ class ClientAgreement:
         call = outgoing.message
         if not isinstance(call, Call) or self.payments.link is None:
             raise Unreachable("the provider is not connected")
-        self.machine.sent(call.number, call.input_hash, outgoing.amount, hold)
+        self.payments.drop_fetch(call.number)
+        self.machine.calls.sent(call.number, call.input_hash, outgoing.amount, hold)
         outgoing.message = FetchResult(self.id, call.number, call.input_hash)
         wanted = outgoing.on_answer
 
         def on_answer(answer: CallAnswer | P2PNodeError) -> None:
-            if not (isinstance(answer, Refused) and answer.reason is Reason.UNKNOWN_CALL):
+            if not (isinstance(answer, Refused) and answer.reason in (Reason.UNKNOWN_CALL, Reason.OUTPUT_GONE)):
                 wanted(answer)
                 return
             outgoing.message, outgoing.on_answer, outgoing.is_over, outgoing.request = call, wanted, False, -1
             try:
-                self._send_or_wait(outgoing, hold)
+                if answer.reason is Reason.OUTPUT_GONE:
+                    self.machine.calls.sent(call.number, call.input_hash, outgoing.amount, hold)
+                    self._transmit(outgoing)
+                else:
+                    self._send_or_wait(outgoing, hold)
             except PeerError as error:
                 outgoing.is_over = True
                 wanted(error)
@@ -311,7 +258,7 @@ class ClientAgreement:
                 self._waiting.popleft()
                 hold = outgoing.number in self.payments.held
                 self.payments.held.discard(outgoing.number)
-                self.machine.sent(outgoing.number, outgoing.message.input_hash, outgoing.amount, hold)
+                self.machine.calls.sent(outgoing.number, outgoing.message.input_hash, outgoing.amount, hold)
             except Refused as error:
                 if self._waiting and self._waiting[0] is outgoing:
                     self._waiting.popleft()
@@ -345,9 +292,8 @@ class ClientAgreement:
                 raise reply
             answer = self._check(outgoing, reply)
         except Refused as error:
-            self._metrics.add("refused_total", error.reason.value)
-            machine.failed(number)
-            is_early = error.reason is Reason.CREDIT and bool(machine.calls)
+            (machine.calls.gone if error.reason is Reason.OUTPUT_GONE else machine.calls.failed)(number)
+            is_early = error.reason is Reason.CREDIT and bool(machine.calls.by_number)
             if type(outgoing.message) is Call and (is_early or error.reason is Reason.TOO_MANY_REQUESTS):
                 # Our cheque is still on its way there, or the link is full: wait in our place in the queue.
                 outgoing.request = -1
@@ -357,11 +303,11 @@ class ClientAgreement:
             else:
                 self._over(outgoing, error)
         except ProtocolViolation as error:
-            machine.lost(number)
+            machine.calls.lost(number)
             self._over(outgoing, error)
             self.payments.broken(error)
         except PeerError as error:
-            machine.lost(number)
+            machine.calls.lost(number)
             self._over(outgoing, error)
         else:
             self._over(outgoing, answer)
@@ -378,7 +324,7 @@ class ClientAgreement:
             raise ProtocolViolation(Reason.WRONG_HASH, "the outputs do not have the hash that is to be receipted")
         values = decode_values(result.outputs, payload)
         message = outgoing.message
-        self.machine.answered(message.number, result.slice, result.position, result.output_hash, result.amount)
+        self.machine.calls.answered(message.number, result.slice, result.position, result.output_hash, result.amount)
         return CallAnswer(
             values,
             result.amount,
@@ -401,12 +347,12 @@ class ClientAgreement:
             result = reply.message
             if type(result) is not CallResult or values_hash(result.outputs, reply.attachment) != result.output_hash:
                 raise ProtocolViolation(Reason.WRONG_HASH, "the outputs do not have the hash that is to be receipted")
-            self.machine.answered(number, result.slice, result.position, result.output_hash, result.amount)
-        except Refused:
-            self.machine.failed(number)
+            self.machine.calls.answered(number, result.slice, result.position, result.output_hash, result.amount)
+        except Refused as error:
+            (self.machine.calls.gone if error.reason is Reason.OUTPUT_GONE else self.machine.calls.failed)(number)
         except ProtocolViolation as error:
-            self.machine.lost(number)
+            self.machine.calls.lost(number)
             self.payments.broken(error)
         except PeerError:
-            self.machine.lost(number)
+            self.machine.calls.lost(number)
         self.payments.bell.ring()

@@ -88,13 +88,12 @@ class CallDesk:
             if running is not None and running.adopt(incoming):
                 return
             if not self._answer_kept(seat, incoming, known):
-                raise Refused(Reason.UNKNOWN_CALL, "the output is no longer kept: send the call again")
+                raise Refused(Reason.OUTPUT_GONE, "send the call again: it is executed again without charge")
         except Refused as error:
             self.refuse(incoming, error.reason, error.detail)
 
     def refuse(self, incoming: Incoming, reason: Reason, detail: str = "") -> None:
-        """Refuse a request and count it."""
-        self.metrics.add("refusals_total", reason.value)
+        """Refuse a request; the session counts it."""
         incoming.refuse(reason, detail)
 
     def _seat(self, incoming: Incoming, agreement_id: bytes) -> Seat:
@@ -155,7 +154,8 @@ class RunningCall:
         """Take the inputs into the worker's memory if it has room."""
         incoming = self._incoming
         incoming.on_cancel = self.cancel
-        self._sink = self._desk.work.reserve(self._seat.terms.order.model_id, size)
+        terms = self._seat.terms
+        self._sink = self._desk.work.reserve(terms.order.model_id, size, terms.client, terms.order.share_worker)
         incoming.receive(self._sink, self._received)
 
     def adopt(self, incoming: Incoming) -> bool:

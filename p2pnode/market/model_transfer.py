@@ -47,7 +47,7 @@ class ModelDesk:
             self._check_allowed(message.model_id, incoming.link.peer.node_id)
             data = self._models.manifest_bytes(message.model_id)
         except (Refused, WorkError) as error:
-            self._refuse(incoming, error.reason)
+            incoming.refuse(error.reason)
             return
         incoming.reply(ManifestReply(len(data)), (data,))
 
@@ -60,7 +60,7 @@ class ModelDesk:
                 raise Refused(Reason.TOO_LARGE, f"at most {self.settings.fetch_bytes} bytes at once")
             data = self._models.read_blob(message.model_id, message.blob, message.offset, message.length)
         except (Refused, WorkError) as error:
-            self._refuse(incoming, error.reason)
+            incoming.refuse(error.reason)
             return
         incoming.reply(BlobReply(message.offset, message.length), (data,))
 
@@ -68,10 +68,6 @@ class ModelDesk:
         # Whoever was not asked to run a model is told that it is unknown, held here or not.
         if model_id not in self.settings.public_models and peer not in self._allowed.get(model_id, ()):
             raise Refused(Reason.UNKNOWN_MODEL)
-
-    def _refuse(self, incoming: Any, reason: Reason) -> None:
-        self._metrics.add("refusals_total", reason.value)
-        incoming.refuse(reason)
 
     # --- fetching -----------------------------------------------------------------------------------------------------
 

@@ -5,15 +5,11 @@ the cheque is sent. A receipt that comes again is answered with the same cheque.
 """
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from p2pnode.crypto.keys import Identity
-from p2pnode.environment import Environment
 from p2pnode.errors import P2PNodeError, PeerError, ProtocolViolation, Refused, Unreachable
 from p2pnode.market import records
 from p2pnode.market.agreements import (
@@ -44,18 +40,15 @@ from p2pnode.market.bell import Bell
 from p2pnode.market.bought_agreement import BoughtAgreement, BoughtProgress
 from p2pnode.market.cheques import HashChain
 from p2pnode.market.receipt_file import write_bundle
-from p2pnode.market.settings import MarketSettings
-from p2pnode.metrics import Metrics
+from p2pnode.market.way_back import PurchaseSurroundings, WayBack
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.wire.codec import decode
 from p2pnode.wire.envelope import decode_envelope, document_id, encode_envelope, open_envelope, seal
 from p2pnode.wire.messages.market import (
-    AgreementState,
     Document,
     EndAgreement,
     LeafList,
     Receipt,
-    ResumeAgreement,
     SliceReply,
     SliceRequest,
 )
@@ -70,19 +63,6 @@ _LEAVES_BYTES_MAX: Final = 1 << 20
 _RETRY_SECONDS: Final = 0.02
 _REPLY_SECONDS: Final = 10.0
 _CHEQUES_MAX: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class PurchaseSurroundings:
-    """What all purchases of one node share. connect: opens a link to a provider; finished: told once at the end."""
-
-    environment: Environment
-    identity: Identity
-    network_id: bytes
-    settings: MarketSettings
-    metrics: Metrics
-    connect: Callable[[bytes], Any]
-    finished: Callable[["ClientAgreement"], None]
 
 
 class Payments:
@@ -109,18 +89,19 @@ class Payments:
         self._requests: dict[int, Any] = {}
         self._cheques: dict[int, bytes] = {}
         self._unsaved: SaveReceipt | None = None
+        self._slices_saved = progress.slices_paid
         self._unsaved_envelope: dict[int, bytes] = {}
-        self._offered_link: Any = None
+        self._way = WayBack(around, terms)
         self._retry_at = inf
-        self._reconnect_at = inf
-        self._reconnect_delay = 0.25
         self._lost: list[int] = []
+        self._fetches: dict[int, tuple[Any, int]] = {}
         self._breach: P2PNodeError | None = None
         self._changed = trio.Event()
         if link is None:
-            self._reconnect_at = self._now().seconds
+            self._way.lost(self._now().seconds)
         else:
             self.link = link
+            around.pins.hold(link)
             self._happen(LinkUp())
 
     def _now(self) -> Now:
@@ -147,24 +128,26 @@ class Payments:
     def attach(self, link: Any) -> None:
         """A link to the provider is there: take the agreement up on it."""
         if link is not self.link and self.machine.phase is not Phase.ENDED:
-            self._offered_link = link
+            self._way.offered = link
             self.bell.ring()
 
     def detach(self, link: Any) -> None:
         """A link is gone; calls under way on it fail and may be repeated with their numbers."""
-        if self._offered_link is link:
-            self._offered_link = None
+        if self._way.offered is link:
+            self._way.offered = None
         if self.link is not link:
             return
         self.link = None
+        self._around.pins.drop(link)
         self._requests.clear()
+        self._fetches.clear()
         self._happen(LinkDown())
         self._calls.fail_all(Unreachable("the provider's connection was lost; the call may be repeated"), is_ended=False)
-        self._reconnect_at = self._now().seconds + self._reconnect_delay
+        self._way.lost(self._now().seconds)
 
     def broken(self, error: ProtocolViolation) -> None:
         """The provider broke the agreement: nothing more is paid, its link is dropped."""
-        self._around.metrics.add("violations_total", error.reason.value)
+        self._around.violated(self.link, error.reason)
         self._effects.extend(self.machine.abandon(EndReason.MISMATCH))
         self._breach = error
         self.bell.ring()
@@ -196,7 +179,8 @@ class Payments:
         """See `ClientAgreement.receipt`."""
         while True:
             changed = self._changed
-            if number not in self.machine.calls or self.machine.phase is Phase.ENDED:
+            is_open = number in self.machine.calls.by_number or self.machine.slices_paid > self._slices_saved
+            if not is_open or self.machine.phase is Phase.ENDED:
                 bundle = await self._around.environment.database.read(
                     lambda connection: records.load_bundle(connection, self._around.network_id, self._terms.agreement_id, number)
                 )
@@ -225,7 +209,7 @@ class Payments:
             await self._connect()
             if self._inbox or self._effects:
                 continue
-            deadline = min(self.machine.deadline, self._retry_at, self._reconnect_at if self.link is None else inf)
+            deadline = min(self.machine.deadline, self._retry_at, self._way.due_at if self.link is None else inf)
             await self.bell.heard(deadline)
         self._around.finished(self._calls)
 
@@ -236,7 +220,7 @@ class Payments:
             self._calls.flush(is_after_cheque=True)
         if self._lost and self.link is not None:
             lost, self._lost = self._lost, []
-            unknown = [self.machine.calls[number] for number in lost if number in self.machine.calls]
+            unknown = [self.machine.calls.by_number[number] for number in lost if number in self.machine.calls.by_number]
             self._effects.append(
                 FetchOutputs(
                     tuple((call.number, call.input_hash) for call in unknown if not (call.is_answered or call.is_flying))
@@ -303,6 +287,7 @@ class Payments:
             records.save_cheque(connection, cheque, data, provider, False, now_ms)
 
         await around.environment.database.write(write)
+        self._slices_saved = cheque.slice + 1
         self._cheques[cheque.slice] = data
         self._cheques.pop(cheque.slice - _CHEQUES_MAX, None)
         around.metrics.add("receipts_accepted_total")
@@ -319,6 +304,7 @@ class Payments:
         incoming = self._requests.pop(slice_number, None)
         if incoming is not None:
             incoming.reply(Document(data))
+            self.machine.calls.cheque_sent(slice_number)
         self._announce()
         self._calls.flush(is_after_cheque=True)
 
@@ -341,14 +327,26 @@ class Payments:
 
     def _fetch(self, calls: tuple[tuple[int, bytes], ...]) -> None:
         for number, input_hash in calls:
-            if self.link is None:
+            link = self.link
+            if link is None:
                 return
-            self.machine.fetching(number)
+            self.machine.calls.fetching(number)
             message = FetchResult(self._terms.agreement_id, number, input_hash)
             try:
-                self.link.request_nowait(message, (), lambda reply, number=number: self._calls.take_fetched(number, reply))
+                request = link.request_nowait(message, (), lambda reply, number=number: self._fetched(number, reply))
+                self._fetches[number] = (link, request)
             except PeerError:
-                self.machine.lost(number)
+                self.machine.calls.lost(number)
+
+    def _fetched(self, number: int, reply: Any) -> None:
+        self._fetches.pop(number, None)
+        self._calls.take_fetched(number, reply)
+
+    def drop_fetch(self, number: int) -> None:
+        """The caller asks for this call itself: an answer to our own question would only confuse."""
+        link, request = self._fetches.pop(number, (None, 0))
+        if link is not None:
+            link.cancel(request)
 
     def _send_end(self, reason: EndReason) -> None:
         if self.link is None:
@@ -356,7 +354,7 @@ class Payments:
         try:
             self.link.request_nowait(EndAgreement(self._terms.agreement_id, reason.value), (), self._end_answered)
         except PeerError:
-            self._reconnect_at = self._now().seconds + self._reconnect_delay
+            return  # The link has just ended; the end is asked for again when it is back.
 
     def _end_answered(self, reply: Any) -> None:
         is_known_nowhere = isinstance(reply, Refused) and reply.reason is Reason.UNKNOWN_AGREEMENT
@@ -370,6 +368,7 @@ class Payments:
         )
         if self._breach is not None and self.link is not None:
             self.link.close(Reason.RECEIPT_MISMATCH)
+        self._around.pins.drop(self.link)
         for incoming in self._requests.values():
             incoming.refuse(Reason.AGREEMENT_ENDED, reason.value)
         self._requests.clear()
@@ -379,38 +378,21 @@ class Payments:
     # --- links --------------------------------------------------------------------------------------------------------
 
     async def _connect(self) -> None:
-        """Take the agreement up on an offered link, or open one when it is time to."""
-        link, self._offered_link = self._offered_link, None
-        if link is None:
-            now = self._now().seconds
-            if self.link is not None or now < self._reconnect_at:
-                return
-            self._reconnect_delay = min(self._reconnect_delay * 2, self._around.settings.reconnect_seconds_max)
-            self._reconnect_at = now + self._reconnect_delay
-            try:
-                with trio.fail_after(_REPLY_SECONDS):
-                    link = await self._around.connect(self._terms.provider)
-            except (PeerError, trio.TooSlowError):
-                return
+        """Take the agreement up on a new link, if there is one to be had."""
         try:
-            with trio.fail_after(_REPLY_SECONDS):
-                reply = await link.request(ResumeAgreement(self._terms.agreement_id))
-            if not isinstance(reply.message, AgreementState):
-                raise ProtocolViolation(Reason.WRONG_TYPE, "a resumption is answered with a state")
-        except Refused as error:
-            if error.reason in (Reason.UNKNOWN_AGREEMENT, Reason.AGREEMENT_ENDED):
-                self._effects.extend(self.machine.abandon(EndReason.PEER_LOST))
-                self.bell.ring()
+            taken = await self._way.take_up(self._now().seconds, self.link is not None)
+        except Refused:
+            self._effects.extend(self.machine.abandon(EndReason.PEER_LOST))
+            self.bell.ring()
             return
         except ProtocolViolation as error:
             self.broken(error)
             return
-        except (PeerError, trio.TooSlowError):
-            self._reconnect_at = min(self._reconnect_at, self._now().seconds + self._reconnect_delay)
+        if taken is None:
             return
-        if link.closed is not None:
-            return
+        link, state = taken
+        self._around.pins.drop(self.link)
+        self._around.pins.hold(link)
         self.link = link
-        self._reconnect_delay, self._reconnect_at = 0.25, inf
-        self._happen(StateArrived(reply.message))
+        self._happen(StateArrived(state))
         self._calls.flush(is_after_cheque=True)

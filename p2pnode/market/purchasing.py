@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final
 
 import trio
@@ -11,16 +12,17 @@ from p2pnode.environment import Environment
 from p2pnode.errors import PeerError, ProtocolViolation, Refused, Unreachable
 from p2pnode.ids import short
 from p2pnode.market import records
-from p2pnode.market.agreements import Phase
+from p2pnode.market.bell import Bell
 from p2pnode.market.bought_agreement import BoughtProgress
 from p2pnode.market.buying import ClientAgreement
 from p2pnode.market.cheques import HashChain
 from p2pnode.market.model_transfer import ModelDesk
 from p2pnode.market.negotiation import OrderTerms, check_quote, make_order, make_terms
 from p2pnode.market.offers import OfferBook, SignedOffer, open_offer
-from p2pnode.market.payments import PurchaseSurroundings
+from p2pnode.market.pins import Pins
 from p2pnode.market.pricing import largest_amount
 from p2pnode.market.settings import MarketSettings
+from p2pnode.market.way_back import PurchaseSurroundings
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.wire.codec import decode
@@ -74,6 +76,8 @@ class Purchasing:
         metrics: Metrics,
         transport: Any,
         models: ModelDesk,
+        pins: Pins,
+        violated: Callable[[Any, Reason], None],
         start: Callable[..., None],
     ) -> None:
         self.settings = settings
@@ -82,14 +86,14 @@ class Purchasing:
         self._environment = environment
         self._identity = identity
         self._network_id = network_id
-        self._metrics = metrics
         self._transport = transport
         self._models = models
         self._start = start
+        self._ended = Bell()
         self._addresses: dict[bytes, tuple[str, ...]] = {}
         self._jobs: dict[bytes, bytes | None] = {}
         self._around = PurchaseSurroundings(
-            environment, identity, network_id, settings, metrics, self._connect, self._finished
+            environment, identity, network_id, settings, metrics, pins, violated, self._connect, self._finished
         )  # fmt: skip
 
     # --- offers and quotes --------------------------------------------------------------------------------------------
@@ -97,7 +101,7 @@ class Purchasing:
     async def fetch_offers(self, links: Iterable[Any]) -> Mapping[bytes, SignedOffer]:
         """Ask these peers for their offers, all at once, and give provider -> offer of all that are known and current.
 
-        A peer that refuses or does not answer in time is left out and counted.
+        A peer that refuses or does not answer in time is left out.
         """
         async with trio.open_nursery() as nursery:
             for link in links:
@@ -110,12 +114,10 @@ class Purchasing:
                 reply = await link.request(OfferRequest())
             now_ms = self._environment.clock.wall_ms()
             self.offers.add(open_offer(_document(reply), self._network_id, now_ms, link.peer.node_id))
-        except Refused as error:
-            self._metrics.add("refused_total", error.reason.value)
         except ProtocolViolation as error:
-            self._metrics.add("violations_total", error.reason.value)
+            self._around.violated(link, error.reason)
         except (PeerError, trio.TooSlowError):
-            self._metrics.add("refused_total", Reason.TOO_SLOW.value)
+            return  # A refusal is counted by the session; who does not answer has no offer.
 
     async def quote(self, link: Any, model_id: bytes, shapes: Sequence[InputShape], numeric_class: str) -> SignedQuote:
         """Ask a provider for a binding price; it may fetch the model from here first, so allow for that time.
@@ -123,19 +125,12 @@ class Purchasing:
         Raises Refused, Unreachable, ProtocolViolation for a quote that is not an answer to the question.
         """
         self._models.allow(model_id, link.peer.node_id)
-        reply = await self._request(link, QuoteRequest(model_id, numeric_class, tuple(shapes)))
+        reply = await link.request(QuoteRequest(model_id, numeric_class, tuple(shapes)))
         data = _document(reply)
         envelope = decode_envelope(data)
         quote = open_envelope(envelope, Quote, self._network_id, link.peer.public_key)
         check_quote(quote, self._identity.node_id, model_id, shapes, numeric_class, self._environment.clock.wall_ms())
         return SignedQuote(quote, document_id(envelope), bytes(data), link)
-
-    async def _request(self, link: Any, message: Any) -> Any:
-        try:
-            return await link.request(message)
-        except Refused as error:
-            self._metrics.add("refused_total", error.reason.value)
-            raise
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -161,7 +156,7 @@ class Purchasing:
         await environment.database.write(
             lambda connection: records.save_order(connection, frozen, signed.envelope, data, False, job, seed, now_ms)
         )
-        reply = await self._request(link, PlaceOrder(data))
+        reply = await link.request(PlaceOrder(data))
         agreed_data = bytes(_document(reply))
         agreed = open_envelope(decode_envelope(agreed_data), Agreement, self._network_id, link.peer.public_key)
         if agreed.order != order_id or agreed.client != own.node_id:
@@ -182,6 +177,7 @@ class Purchasing:
     def _finished(self, agreement: ClientAgreement) -> None:
         self.agreements.pop(agreement.id, None)
         self._jobs.pop(agreement.id, None)
+        self._ended.ring()
 
     async def _connect(self, provider: bytes) -> Any:
         link = self._transport.links().get(provider)
@@ -215,6 +211,7 @@ class Purchasing:
         """A link is gone."""
         for agreement in list(self.agreements.values()):
             agreement.payments.detach(link)
+        self._ended.ring()
 
     async def load(self) -> None:
         """Take up what earlier runs left open. Agreements of no job are closed as soon as their provider is there."""
@@ -256,8 +253,8 @@ class Purchasing:
         closing = [agreement for agreement in self.agreements.values() if self._jobs.get(agreement.id) is None]
         for agreement in closing:
             agreement.payments.end_soon(EndReason.CLIENT_STOPPED)
-        while any(agreement.machine.phase is not Phase.ENDED and agreement.payments.link is not None for agreement in closing):
-            await trio.sleep(0.01)
+        while any(agreement.id in self.agreements and agreement.payments.link is not None for agreement in closing):
+            await self._ended.heard(inf)
 
     def status(self) -> list[dict[str, Any]]:
         """Give the open purchases in plain values."""

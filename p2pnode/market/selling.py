@@ -37,6 +37,7 @@ from p2pnode.market.agreements import (
 from p2pnode.market.bell import Bell
 from p2pnode.market.calls import RunningCall
 from p2pnode.market.outputs import KeptOutputs
+from p2pnode.market.pins import Pins
 from p2pnode.market.pricing import CallPricer
 from p2pnode.market.settings import MarketSettings
 from p2pnode.market.sold_agreement import SoldAgreement, SoldProgress
@@ -68,6 +69,8 @@ class SaleSurroundings:
     settings: MarketSettings
     metrics: Metrics
     outputs: KeptOutputs
+    pins: Pins
+    violated: Callable[[Any, Reason], None]
     finished: Callable[["Sale"], None]
 
 
@@ -101,6 +104,8 @@ class Sale:
         if self.link is link:
             return
         self._drop_deliveries()
+        self._around.pins.drop(self.link)
+        self._around.pins.hold(link)
         self.link = link
         self._happen(LinkUp())
 
@@ -116,6 +121,7 @@ class Sale:
     def detach(self, link: Any) -> None:
         """The client's link is gone."""
         if self.link is link:
+            self._around.pins.drop(link)
             self.link = None
             self._drop_deliveries()
             self._happen(LinkDown())
@@ -194,6 +200,7 @@ class Sale:
         for incoming in self._enders:
             incoming.reply(Done(reason.value))
         self._enders.clear()
+        self._around.pins.drop(self.link)
 
     # --- receipts -----------------------------------------------------------------------------------------------------
 
@@ -233,9 +240,10 @@ class Sale:
             else:
                 self._again(slice_number)
         except ProtocolViolation as error:
-            self._around.metrics.add("violations_total", error.reason.value)
-            if self.link is not None:
-                self.link.close(error.reason)
+            link = self.link
+            self._around.violated(link, error.reason)
+            if link is not None:
+                link.close(error.reason)
         except PeerError:
             self._again(slice_number)
 

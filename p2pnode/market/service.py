@@ -17,6 +17,7 @@ from p2pnode.market.ledger import NullSettlement, Settlement
 from p2pnode.market.model_transfer import ModelDesk
 from p2pnode.market.negotiation import OrderTerms
 from p2pnode.market.offers import OfferBook, OfferFacts, SignedOffer
+from p2pnode.market.pins import Pins
 from p2pnode.market.purchasing import Purchasing, SignedQuote
 from p2pnode.market.receipt_file import write_bundle
 from p2pnode.market.settings import MarketSettings
@@ -48,7 +49,11 @@ REQUESTS: Final = (
 
 
 class MarketService:
-    """Sells and buys work. `offer_facts` gives what the rest of the node puts into its offer."""
+    """Sells and buys work.
+
+    offer_facts: gives what the rest of the node puts into its offer. on_violation: told (node id, reason) when a peer breaks
+    the market's rules, so that its score may be lowered.
+    """
 
     def __init__(
         self,
@@ -68,18 +73,24 @@ class MarketService:
         self.settlement = settlement or NullSettlement()
         self.reputation = reputation
         self.offer_facts = offer_facts
+        self.on_violation: Callable[[bytes, Reason], None] = lambda node_id, reason: None
+        # Told of a bug met while answering a request; by default it stops the node.
+        self.on_bug: Callable[[Any, Exception], None] = _raise
         self._environment = environment
         self._network_id = network_id
         self._metrics = metrics
         self._nursery: trio.Nursery | None = None
         self._waiting = 0
         self._stopping = trio.Event()
+        pins = Pins()
         self.models = ModelDesk(settings, metrics, models)
         self.storefront = Storefront(
             environment, identity, network_id, settings, metrics, work, self.models, self.settlement,
-            lambda: self.offer_facts(), self._start,
+            lambda: self.offer_facts(), pins, self._violated, self._start,
         )  # fmt: skip
-        self.purchasing = Purchasing(environment, identity, network_id, settings, metrics, transport, self.models, self._start)
+        self.purchasing = Purchasing(
+            environment, identity, network_id, settings, metrics, transport, self.models, pins, self._violated, self._start
+        )
         self._at_once: dict[type, Callable[[Any], None]] = {
             Call: self.storefront.desk.call,
             FetchResult: self.storefront.desk.fetch,
@@ -175,7 +186,6 @@ class MarketService:
             return False
         if self._nursery is None or self._stopping.is_set() or self._waiting >= REQUESTS_WAITING_MAX:
             reason = Reason.BUSY if self._waiting >= REQUESTS_WAITING_MAX else Reason.SHUTTING_DOWN
-            self._metrics.add("refusals_total", reason.value)
             incoming.refuse(reason, "")
             return True
         self._nursery.start_soon(self._answer, incoming, handler)
@@ -184,16 +194,25 @@ class MarketService:
     async def _answer(self, incoming: Any, handler: Callable[[Any], Any]) -> None:
         self._waiting += 1
         try:
-            await answered(incoming, handler, self._metrics)
+            await answered(incoming, handler, self._violated)
+        except Exception as error:  # a bug met while serving a peer costs that link; the node decides
+            self.on_bug(incoming, error)
         finally:
             self._waiting -= 1
 
     def _receipt_arrived(self, incoming: Any) -> None:
         try:
             self.purchasing.receipt_arrived(incoming)
-        except (Refused, ProtocolViolation) as error:
-            self._metrics.add("refusals_total", error.reason.value)
+        except Refused as error:
             incoming.refuse(error.reason, error.detail)
+        except ProtocolViolation as error:
+            self._violated(incoming.link, error.reason)
+            incoming.refuse(error.reason, error.detail)
+
+    def _violated(self, link: Any, reason: Reason) -> None:
+        self._metrics.add("violations_total", reason.value)
+        if link is not None:
+            self.on_violation(link.peer.node_id, reason)
 
     # --- what the rest of the node uses -------------------------------------------------------------------------------
 
@@ -243,3 +262,7 @@ class MarketService:
             "outputs_kept_bytes": self.storefront.desk.outputs.size_bytes,
             "bound_per_stranger": self.settings.stranger_slice_amount,
         }
+
+
+def _raise(incoming: Any, error: Exception) -> None:
+    raise error

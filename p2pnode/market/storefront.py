@@ -1,6 +1,7 @@
 """The selling side of a node: its offer, its quotes, its orders, and the sales that come of them."""
 
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any, Final
 
 import trio
@@ -11,11 +12,13 @@ from p2pnode.errors import PeerError, ProtocolViolation, Refused, WorkError
 from p2pnode.ids import short
 from p2pnode.market import ledger, records
 from p2pnode.market.agreements import Phase
+from p2pnode.market.bell import Bell
 from p2pnode.market.calls import CallDesk
 from p2pnode.market.ledger import Settlement
 from p2pnode.market.model_transfer import ModelDesk
 from p2pnode.market.negotiation import IssuedQuote, QuoteBook, check_order, make_quote, make_terms
 from p2pnode.market.offers import OfferFacts, SignedOffer, make_offer
+from p2pnode.market.pins import Pins
 from p2pnode.market.pricing import expected_microseconds
 from p2pnode.market.selling import Sale, SaleSurroundings
 from p2pnode.market.settings import MarketSettings
@@ -56,6 +59,8 @@ class Storefront:
         models: ModelDesk,
         settlement: Settlement,
         facts: Callable[[], OfferFacts],
+        pins: Pins,
+        violated: Callable[[Any, Reason], None],
         start: Callable[..., None],
     ) -> None:
         self.settings = settings
@@ -75,9 +80,10 @@ class Storefront:
         self._offer: SignedOffer | None = None
         self._offer_basis: tuple[OfferFacts, MarketSettings] | None = None
         self._offering = trio.Lock()
+        self._quiet = Bell()
         self._ordering: set[bytes] = set()
         self._around = SaleSurroundings(
-            environment, identity, network_id, settings, metrics, self.desk.outputs, self._finished
+            environment, identity, network_id, settings, metrics, self.desk.outputs, pins, violated, self._finished
         )  # fmt: skip
 
     def apply(self, settings: MarketSettings) -> None:
@@ -128,7 +134,7 @@ class Storefront:
         offer = await self.own_offer()
         if request.numeric_class not in settings.numeric_classes:
             raise Refused(Reason.CLASS, f"this provider has {', '.join(settings.numeric_classes)}")
-        self._work.check(client, request.model_id)
+        self._check_owner(client, request.model_id)
         await self._models.fetch(link, request.model_id)
         facts = await self._work.prepare(request.model_id)
         operations = await facts.operations({entry.name: entry.shape for entry in request.shapes})
@@ -141,6 +147,11 @@ class Storefront:
         issued = IssuedQuote(quote, document_id(envelope), encode_envelope(envelope))
         self._quotes.add(issued, now_ms)
         return issued
+
+    def _check_owner(self, client: bytes, model_id: bytes) -> None:
+        reason = self._work.admission.check(client, model_id, self._environment.clock.monotonic())
+        if reason is not None:
+            raise Refused(reason)
 
     async def _credit_room(self, client: bytes) -> int:
         """Give how large a slice this client may have now, its open agreements counted. Raises Refused(CREDIT)."""
@@ -180,7 +191,7 @@ class Storefront:
         now_ms = self._environment.clock.wall_ms()
         issued = self._quotes.find(order.quote, peer.node_id, now_ms)
         check_order(order, issued, order_id, self._identity.node_id, self.settings, now_ms)
-        self._work.check(peer.node_id, order.model_id)
+        self._check_owner(peer.node_id, order.model_id)
         if order_id in self._ordering:
             raise Refused(Reason.BUSY, "the order is being saved")
         issued.order = order_id
@@ -228,6 +239,7 @@ class Storefront:
 
     def _finished(self, sale: Sale) -> None:
         self.sales.pop(sale.terms.agreement_id, None)
+        self._quiet.ring()
 
     # --- agreements in progress ---------------------------------------------------------------------------------------
 
@@ -279,6 +291,7 @@ class Storefront:
         """A link is gone: sales that used it wait for their clients."""
         for sale in list(self.sales.values()):
             sale.detach(link)
+        self._quiet.ring()
 
     async def load(self) -> None:
         """Take up what earlier runs left open; what was never countersigned is ended."""
@@ -312,8 +325,8 @@ class Storefront:
         """Sign what is executed, deliver it, and wait for the last cheques; the caller bounds the time."""
         for sale in list(self.sales.values()):
             sale.end(EndReason.PROVIDER_STOPPED)
-        while any(sale.machine.phase is not Phase.ENDED and sale.link is not None for sale in self.sales.values()):
-            await trio.sleep(0.01)
+        while any(sale.link is not None for sale in self.sales.values()):
+            await self._quiet.heard(inf)
 
     def status(self) -> list[dict[str, Any]]:
         """Give the open sales in plain values."""
@@ -332,18 +345,16 @@ class Storefront:
         ]
 
 
-async def answered(incoming: Any, handler: Callable[[Any], Awaitable[None]], metrics: Metrics) -> None:
+async def answered(incoming: Any, handler: Callable[[Any], Awaitable[None]], violated: Callable[[Any, Reason], None]) -> None:
     """Run a request's handler and turn what it raises into a refusal with the closed-list reason."""
     try:
         await handler(incoming)
     except (Refused, WorkError) as error:
-        metrics.add("refusals_total", error.reason.value)
         incoming.refuse(error.reason, error.detail)
     except ProtocolViolation as error:
-        metrics.add("violations_total", error.reason.value)
+        violated(incoming.link, error.reason)
         incoming.refuse(error.reason, error.detail)
         if error.reason in (Reason.BAD_SIGNATURE, Reason.WRONG_SIGNER):
             incoming.link.close(error.reason)
     except PeerError as error:
-        metrics.add("refusals_total", Reason.UNKNOWN_MODEL.value)
         incoming.refuse(Reason.UNKNOWN_MODEL, str(error))

@@ -1,6 +1,6 @@
 """`why`: from counters and states to sentences that say what stands in the way of work, and what to do."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from p2pnode.metrics import Metrics
@@ -24,11 +24,20 @@ _ADVICE: Mapping[str, str] = {
 REFUSALS_SHOWN_MAX = 8
 
 
-def explain(status: Mapping[str, Any], metrics: Metrics, obstacles: Any, config: NodeConfig) -> dict[str, Any]:
-    """Give {state, sentences, refusals, refused}: most important first. obstacles: the work layer's own answer."""
+def explain(
+    status: Mapping[str, Any], metrics: Metrics, obstacles: Sequence[tuple[Reason, int, str]], config: NodeConfig
+) -> dict[str, Any]:
+    """Give {state, sentences, refusals, refused, obstacles}: most important first.
+
+    obstacles: the work layer's answer: reason, how often it refused for it, a sentence.
+    """
     refusals = _commonest(metrics.labels("refusals_total"))
     refused = _commonest(metrics.labels("refused_total"))
-    sentences = [*_state_sentences(status, config), *_obstacle_sentences(obstacles), *_peer_sentences(status["discovery"])]
+    sentences = [
+        *_state_sentences(status, config),
+        *(f"{text}{_advice(reason.value)}" for reason, _, text in obstacles),
+        *_peer_sentences(status["discovery"]),
+    ]
     if metrics.total("calls_total") == 0 and not sentences:
         price = format_credits(config.provide.price)
         sentences.append(f"nobody has asked for work yet; this node asks {price} credits per 10^12 operations")
@@ -38,7 +47,7 @@ def explain(status: Mapping[str, Any], metrics: Metrics, obstacles: Any, config:
         "sentences": list(dict.fromkeys(sentences)),
         "refusals": refusals,
         "refused": refused,
-        "obstacles": obstacles,
+        "obstacles": [{"reason": reason.value, "count": count, "text": text} for reason, count, text in obstacles],
     }
 
 
@@ -47,15 +56,6 @@ def _state_sentences(status: Mapping[str, Any], config: NodeConfig) -> Iterable[
         yield f"this node only buys{_advice(Reason.NOT_SELLING.value)}"
     elif status["state"] in {reason.value for reason in Reason}:
         yield f"no new work: {status['state']}{_advice(status['state'])}"
-
-
-def _obstacle_sentences(obstacles: Any) -> Iterable[str]:
-    if isinstance(obstacles, Mapping):
-        for name, value in obstacles.items():
-            if isinstance(value, str) and value:
-                yield f"{name.replace('_', ' ')}: {value}"
-    elif isinstance(obstacles, list | tuple):
-        yield from (str(getattr(each, "value", each)) for each in obstacles)
 
 
 def _peer_sentences(discovery: Mapping[str, Any]) -> Iterable[str]:

@@ -10,6 +10,8 @@ from p2pnode.transport.limits import Limits
 from p2pnode.work.settings import WorkSettings
 
 _PPM = 1_000_000
+# What the owner may add by hand; what strangers' orders may make this node fetch is the smaller provide.model_size_max.
+OWN_MODEL_BYTES_MAX = 16 << 30
 
 
 def discovery_settings(config: NodeConfig) -> DiscoverySettings:
@@ -43,7 +45,6 @@ def work_settings(config: NodeConfig, cores: int | None = None) -> WorkSettings:
     """Give the work layer's settings. cores: of this machine, counted when None."""
     provide = config.provide
     cores = cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores or os.cpu_count() or 1
-    engines = {"execution_providers": provide.engines} if provide.engines else {}
     return WorkSettings(
         cpu_fraction=provide.cpu_fraction(cores),
         cores=cores,
@@ -59,14 +60,14 @@ def work_settings(config: NodeConfig, cores: int | None = None) -> WorkSettings:
         call_seconds_max=provide.call_time_max,
         batch_size_max=provide.batch_max,
         batch_delay_seconds=provide.batch_delay,
-        model_bytes_max=max(provide.model_size_max, WorkSettings.__dataclass_fields__["model_bytes_max"].default),
+        model_bytes_max=max(provide.model_size_max, OWN_MODEL_BYTES_MAX),
         share_workers=provide.share_workers,
         sandbox_min=provide.sandbox_level_min,
         allow_clients=frozenset(provide.clients_allow),
         deny_clients=frozenset(provide.clients_deny),
         allow_models=frozenset(provide.models_allow),
         deny_models=frozenset(provide.models_deny),
-        **engines,
+        execution_providers=provide.engines or ("CPUExecutionProvider",),
     )
 
 

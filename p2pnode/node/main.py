@@ -24,6 +24,7 @@ from p2pnode.node.logs import configure_logs
 from p2pnode.node.machine import SystemEntropy, open_machine
 from p2pnode.node.node import Node
 from p2pnode.node.scopes import Service, bare, running
+from p2pnode.work.hardware import discover
 from p2pnode.work.runtime import SandboxRuntime
 
 PID_NAME: Final = "daemon.pid"
@@ -77,6 +78,7 @@ async def _run(config: NodeConfig, serve: ServeOwner | None) -> None:
         identity = load_or_create(config, SystemEntropy())
         async with running(runtime):
             node = Node(config, environment, identity, metrics=metrics)
+            node.hardware = await discover(runtime)
             daemon = Daemon(node)
             pid_file = config.data_folder / PID_NAME
             pid_file.write_text(f"{os.getpid()}\n")

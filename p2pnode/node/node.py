@@ -19,6 +19,8 @@ from p2pnode.discovery.service import DiscoveryService, MdnsFactory
 from p2pnode.environment import Environment
 from p2pnode.ids import NodeId, node_text
 from p2pnode.jobs.service import JobService
+from p2pnode.market.offers import OfferFacts
+from p2pnode.market.service import REQUESTS as MARKET_REQUESTS
 from p2pnode.market.service import MarketService
 from p2pnode.metrics import Metrics
 from p2pnode.node import layer_settings
@@ -30,9 +32,9 @@ from p2pnode.node.watchdog import Watchdog
 from p2pnode.reasons import Reason
 from p2pnode.transport.link import Link
 from p2pnode.transport.service import TransportService, TransportSettings
-from p2pnode.wire.messages import discovery as discovery_messages
-from p2pnode.wire.messages import market as market_messages
-from p2pnode.wire.messages import work as work_messages
+from p2pnode.wire.messages.discovery import WhoAreYou
+from p2pnode.wire.messages.market import Hardware as OfferedHardware
+from p2pnode.work.hardware import Hardware
 from p2pnode.work.models import ModelStore
 from p2pnode.work.service import WorkService
 
@@ -40,11 +42,6 @@ STOP_SECONDS: Final = 20.0
 RECONCILE_SECONDS: Final = 60.0
 AGENT: Final = f"p2pnode/{__version__}"
 _log = logging.getLogger(__name__)
-
-MARKET_REQUESTS: Final = (
-    market_messages.OfferRequest, market_messages.QuoteRequest, market_messages.PlaceOrder, market_messages.DeliverReceipt,
-    market_messages.EndAgreement, work_messages.ManifestRequest, work_messages.BlobRequest, work_messages.Call,
-)  # fmt: skip
 
 
 class Node:
@@ -73,8 +70,9 @@ class Node:
         self._stopping = trio.Event()
         self._stop_scope = trio.CancelScope(shield=True)
         self._started_at = 0.0
-        self._drained = trio.Event()
         self.health: dict[str, Any] = {}
+        # What the machine is, once somebody has measured it: the daemon does at its start, a simulation need not.
+        self.hardware: Hardware | None = None
         self._build(mdns, strict, data_folder or config.data_folder)
 
     def _build(self, mdns: MdnsFactory | None, strict: bool, data_folder: Path) -> None:
@@ -85,6 +83,7 @@ class Node:
         )
         self.transport.on_link_up = self._link_up
         self.transport.on_link_down = self._link_down
+        self.transport.on_violation = self._violated
         self.discovery = DiscoveryService(
             environment, layer_settings.discovery_settings(config), self.network_id, self.identity, self.transport, metrics, mdns
         )
@@ -98,8 +97,10 @@ class Node:
         self.jobs = JobService(
             environment, layer_settings.job_settings(config), metrics, self.market, self.work, self.models, self.transport.links
         )
-        self.router.register([discovery_messages.WhoAreYou], self.discovery.handle)
+        self.router.register([WhoAreYou], self.discovery.handle)
         self.router.register(MARKET_REQUESTS, self.market.handle)
+        self.market.offer_facts = self._offer_facts
+        self.market.on_bug = self.router.failed
         self.watchdog = Watchdog(environment.clock, metrics)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -193,6 +194,7 @@ class Node:
             "state": self.state(),
             "selling": self.config.provide.enabled,
             "sandbox": self.environment.runtime.level,
+            "hardware": self.hardware.as_dict() if self.hardware is not None else {},
             "discovery": self.discovery.status(),
             "work": self.work.status(),
             "market": self.market.status(),
@@ -207,8 +209,13 @@ class Node:
             return "stopping"
         if not self.config.provide.enabled:
             return "buying only"
-        refusal = self.work.why_not()
-        return refusal.value if refusal is not None else "taking work"
+        work = self.work.status()
+        if work["is_paused"]:
+            return Reason.PAUSED.value
+        if work["is_draining"]:
+            busy = work["calls_running"] + work["calls_queued"]
+            return f"{Reason.DRAINING.value}, {busy} calls left" if busy else "drained"
+        return "taking work"
 
     def why(self) -> dict[str, Any]:
         """Give the reasons for no work, in sentences, with the counts behind them."""
@@ -221,6 +228,16 @@ class Node:
             limits=layer_settings.transport_limits(self.config), exempt_private=network.diversity != "strict",
             puzzle_bits=network.puzzle_bits, strict=strict,
         )  # fmt: skip
+
+    def _offer_facts(self) -> OfferFacts:
+        """Give what the offer says of this machine, as it is now."""
+        return OfferFacts(
+            addresses=self.discovery.own_addresses(),
+            hardware=offered_hardware(self.hardware),
+            engines=layer_settings.work_settings(self.config).execution_providers,
+            sandbox=self.environment.runtime.level,
+            models=tuple(item.model_id for item in self.models.list() if not item.is_partial),
+        )
 
     def _link_up(self, link: Link) -> None:
         self.discovery.link_up(link)
@@ -247,3 +264,17 @@ class Node:
     def metrics_snapshot(self) -> Mapping[str, float]:
         """Give every counter."""
         return self.metrics.snapshot()
+
+
+def offered_hardware(hardware: Hardware | None) -> OfferedHardware:
+    """Give what an offer says of a machine: bounded texts, whole numbers; all empty while it is not measured."""
+    if hardware is None:
+        return OfferFacts().hardware
+    return OfferedHardware(
+        cpu_model=hardware.processor.model[:64],
+        cpu_cores=hardware.processor.cores,
+        memory_bytes=hardware.memory_bytes,
+        gpus=tuple(gpu.name[:64] for gpu in hardware.graphics_processors[:32]),
+        gpu_memory_bytes=sum(gpu.memory_bytes for gpu in hardware.graphics_processors),
+        operations_per_second=round(hardware.operations_per_second),
+    )

@@ -89,17 +89,18 @@ class Router:
             if not handler(incoming):
                 self._refuse(incoming, Reason.UNKNOWN_MESSAGE, "")
         except Exception as error:  # the peer pays with its link, the node goes on; strict raises again
-            self._failed(incoming, error)
+            self.failed(incoming, error)
 
     async def _run_task(self, handler: TaskHandler, incoming: Incoming) -> None:
         try:
             await handler(incoming)
         except Exception as error:  # as above
-            self._failed(incoming, error)
+            self.failed(incoming, error)
         finally:
             self._tasks -= 1
 
-    def _failed(self, incoming: Incoming, error: Exception) -> None:
+    def failed(self, incoming: Incoming, error: Exception) -> None:
+        """Answer a request whose handler raised; also for handlers that run in other services' tasks. Raises if strict."""
         peer = incoming.link.peer.node_id
         if isinstance(error, Refused | WorkError):
             self._refuse(incoming, error.reason, error.detail)

@@ -10,7 +10,10 @@ import trio
 class Service(Protocol):
     """Anything with `run(task_status)` that is ready at `started()` and works until cancelled."""
 
-    run: Callable[..., Awaitable[Any]]
+    @property
+    def run(self) -> Callable[..., Awaitable[Any]]:
+        """Work until cancelled; `task_status.started()` when ready."""
+        ...
 
 
 @asynccontextmanager

@@ -1,1 +1,1 @@
-"""The simulated world: virtual time and an in-memory network behind the same Protocols as the real machine. Imports any layer below 11."""
+"""The simulated world: virtual time and an in-memory network behind the real machine's Protocols. Imports layers below 11."""

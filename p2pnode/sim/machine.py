@@ -22,7 +22,7 @@ class SeededEntropy:
 
     def __init__(self, seed: int, name: str) -> None:
         digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
-        self._random = random.Random(digest)  # noqa: TID251 - as above
+        self._random = random.Random(digest)
 
     def token(self, size: int) -> bytes:
         """Bytes that are different for each machine and the same in each run."""

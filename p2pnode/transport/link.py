@@ -9,49 +9,23 @@ task. The writer also takes over whenever the kernel has no room.
 import contextlib
 import mmap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import count
 from typing import TypeVar
 
 import trio
 
-from p2pnode.environment import Buffer, ByteStream, Clock
+from p2pnode.environment import Buffer, ByteStream
 from p2pnode.errors import PeerError, ProtocolViolation, Refused, Unreachable
-from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
-from p2pnode.transport.events import (
-    AttachmentArrived,
-    CancelArrived,
-    Event,
-    RefusalArrived,
-    ReplyArrived,
-    RequestArrived,
-)  # fmt: skip
+from p2pnode.transport.dispatch import Dispatcher, LinkSurroundings
 from p2pnode.transport.frames import RECORD_SIZE_MAX
 from p2pnode.transport.handshake import Established
-from p2pnode.transport.limits import BufferBudget, Limits
 from p2pnode.transport.pump import Pump
-from p2pnode.transport.requests import Incoming, Pending, Reply, Router
+from p2pnode.transport.requests import Incoming, Pending, Reply
 from p2pnode.transport.session import Session
-from p2pnode.wire.codec import decode_numbered, encode_numbered
+from p2pnode.wire.codec import encode_numbered
 from p2pnode.wire.registry import Message
 
 Result = TypeVar("Result")
-
-_NOTHING = memoryview(b"")
-
-
-@dataclass(frozen=True, slots=True)
-class LinkSurroundings:
-    """What all links of one node share. strict: let a bug met while serving a peer stop the node."""
-
-    limits: Limits
-    metrics: Metrics
-    budget: BufferBudget
-    clock: Clock
-    router: Router
-    strict: bool = False
-    serials: "count[int]" = field(default_factory=count)
 
 
 class Link:
@@ -85,11 +59,8 @@ class Link:
         self._start, self._end_of_data = 0, len(leftover)
         self._pump = Pump(stream, self._session, limits, around.metrics, around.clock, self._failed)
         self._record_at = around.clock.monotonic()
-        self._dispatching = False
+        self._dispatcher = Dispatcher(self, self._session, around)
         self._scope = trio.CancelScope()
-        self._room = trio.lowlevel.ParkingLot()
-        self._incoming: dict[int, Incoming] = {}
-        self._arriving: dict[int, Pending] = {}
         self._retire_at = float("inf")
 
     # --- for the layers above ----------------------------------------------------------------------------------------
@@ -129,7 +100,7 @@ class Link:
         when the reply is not a message.
         """
         while len(self._session.waiting) >= self._limits.requests_in_flight_max and self.closed is None:
-            await self._room.park()
+            await self._dispatcher.room.park()
         task = trio.lowlevel.current_task()
         outcome: list[Reply | PeerError] = []
         waiting = False
@@ -190,25 +161,25 @@ class Link:
             return
         if self.closed is None:
             number = request_id & 0xFFFFFFFF
-            pending = self._arriving.pop(number, None)
+            pending = self._dispatcher.arriving.pop(number, None)
             if pending is not None:
                 self.release(pending.reserved)
-            self._guarded(self._session.send_cancel, number)
-            self._room.unpark()
+            self.guarded(self._session.send_cancel, number)
+            self._dispatcher.room.unpark()
             self._pump.kick()
 
     def close(self, reason: Reason) -> None:
         """Say goodbye and end the link now; whatever is in flight fails on both sides. Idempotent."""
         if self.closed is None:
-            self._guarded(self._session.send_goodbye, reason)
+            self.guarded(self._session.send_goodbye, reason)
             self._pump.flush()
-            self._end(reason)
+            self.end(reason)
 
     # --- for the transport's own files -------------------------------------------------------------------------------
 
     async def run(self) -> Reason:
         """Drive the link until it is over and give the reason. Cancelled: says goodbye first. Closes the stream."""
-        self._guarded(self._session.send_ping, self._clock.monotonic())
+        self.guarded(self._session.send_ping, self._clock.monotonic())
         self._pump.kick()
         try:
             with self._scope:
@@ -230,7 +201,7 @@ class Link:
         """Another link with the same peer has taken over: finish what is in flight, within a time, and end."""
         self.successor = successor
         self._retire_at = self._clock.monotonic() + self._limits.retire_seconds
-        self._guarded(self._session.send_goodbye, Reason.DUPLICATE_SESSION)
+        self.guarded(self._session.send_goodbye, Reason.DUPLICATE_SESSION)
         self._pump.flush()
         self._end_if_retired()
 
@@ -241,13 +212,13 @@ class Link:
         limits = self._limits
         if now >= self._retire_at:
             self._metrics.add("limit_hits_total", "retire_seconds")
-            self._end(Reason.DUPLICATE_SESSION)
+            self.end(Reason.DUPLICATE_SESSION)
             return
         if not self._session.numbers_left and self._session.is_quiet:
             self._metrics.add("limit_hits_total", "request_number_max")
             self.close(Reason.EXPIRED)
             return
-        reason = self._guarded(self._session.tick, now)
+        reason = self.guarded(self._session.tick, now)
         if self._pump.blocked and now - self._pump.progress_at >= limits.send_stall_seconds:
             self._metrics.add("limit_hits_total", "send_stall_seconds")
             reason = Reason.TOO_SLOW
@@ -270,21 +241,21 @@ class Link:
     def accept(self, incoming: Incoming, sink: memoryview) -> None:
         """Let an attachment flow into its sink."""
         if self.closed is None:
-            self._guarded(self._session.accept, incoming.number, sink)
-            self._dispatch()
+            self.guarded(self._session.accept, incoming.number, sink)
+            self._dispatcher.run()
             self._pump.kick()
 
     def answer(
         self, incoming: Incoming, message: Message, attachment: Sequence[Buffer], on_sent: Callable[[], None] | None
     ) -> None:
         """Send the reply to a request; `on_sent` runs even if nobody wants it any more."""
-        self._incoming.pop(incoming.number, None)
+        self._dispatcher.incoming.pop(incoming.number, None)
         is_queued = False
         if self.closed is None and not incoming.cancelled:
             try:
                 is_queued = self._session.send_reply(incoming.number, encode_numbered(message), attachment, on_sent)
             except Refused:
-                self._guarded(self._session.send_refusal, incoming.number, Reason.INTERNAL, "the reply is too large")
+                self.guarded(self._session.send_refusal, incoming.number, Reason.INTERNAL, "the reply is too large")
             except ProtocolViolation as error:
                 self._violated(error)
         if not is_queued and on_sent is not None:
@@ -293,9 +264,9 @@ class Link:
 
     def refuse(self, incoming: Incoming, reason: Reason, detail: str) -> None:
         """Send a refusal of a request."""
-        self._incoming.pop(incoming.number, None)
+        self._dispatcher.incoming.pop(incoming.number, None)
         if self.closed is None and not incoming.cancelled:
-            self._guarded(self._session.send_refusal, incoming.number, reason, detail)
+            self.guarded(self._session.send_refusal, incoming.number, reason, detail)
             self._pump.kick()
 
     # --- arriving ----------------------------------------------------------------------------------------------------
@@ -308,7 +279,7 @@ class Link:
             except Unreachable:
                 count = 0
             if count == 0:
-                self._end(self._session.heard_goodbye or Reason.CONNECTION_LOST)
+                self.end(self._session.heard_goodbye or Reason.CONNECTION_LOST)
                 return
             self._end_of_data += count
             self._metrics.add("received_bytes_total", amount=count)
@@ -326,7 +297,7 @@ class Link:
                     break
                 start += used
                 if session.events:
-                    self._dispatch()
+                    self._dispatcher.run()
                     if self.closed is not None:
                         return
         except ProtocolViolation as error:
@@ -347,112 +318,9 @@ class Link:
         if self._session.said_goodbye is not None:
             self._end_if_retired()
 
-    def _dispatch(self) -> None:
-        """Hand the session's events on. A handler's own error costs the peer at most its link, never the node."""
-        if self._dispatching:
-            return
-        events = self._session.events
-        self._dispatching = True
-        try:
-            while events and self.closed is None:
-                event = events.pop(0)
-                try:
-                    self._handle(event)
-                except Exception:
-                    self._metrics.add("bugs_total", type(event).__name__)
-                    if self._around.strict:
-                        raise
-                    self.close(Reason.INTERNAL)
-        finally:
-            self._dispatching = False
-
-    def _handle(self, event: Event) -> None:
-        if isinstance(event, RequestArrived):
-            self._requested(event)
-        elif isinstance(event, ReplyArrived):
-            self._replied(event)
-        elif isinstance(event, AttachmentArrived):
-            incoming = self._incoming.get(event.number)
-            pending = self._arriving.pop(event.number, None)
-            if incoming is not None:
-                incoming.complete()
-            elif pending is not None and pending.message is not None:
-                self._deliver(pending, Reply(pending.message, pending.view))
-        elif isinstance(event, RefusalArrived):
-            self._deliver(event.token, Refused(event.reason, event.detail))
-        elif isinstance(event, CancelArrived):
-            cancelled = self._incoming.pop(event.number, None)
-            if cancelled is not None:
-                cancelled.cancel()
-        elif event.reason is not Reason.DUPLICATE_SESSION:
-            self._end(event.reason)
-
-    def _requested(self, event: RequestArrived) -> None:
-        try:
-            message = decode_numbered(event.message)
-        except ProtocolViolation as error:
-            self._metrics.add("violations_total", error.reason.value)
-            self._guarded(self._session.send_refusal, event.number, error.reason, error.detail)
-            return
-        self._metrics.add("requests_total", type(message).__name__)
-        incoming = Incoming(self, event.number, message, event.attachment, event.attachment_size)
-        self._incoming[event.number] = incoming
-        try:
-            self._around.router(incoming)
-        except Refused as error:
-            incoming.refuse(error.reason, error.detail)
-        except ProtocolViolation as error:
-            self._metrics.add("violations_total", error.reason.value)
-            incoming.refuse(error.reason, error.detail)
-        if event.attachment is not None:
-            incoming.keep()
-
-    def _replied(self, event: ReplyArrived) -> None:
-        pending: Pending = event.token
-        size = event.attachment_size
-        try:
-            message = decode_numbered(event.message)
-            view = _NOTHING
-            if size and event.attachment is not None and pending.sink is None:
-                view = memoryview(bytes(event.attachment))
-            elif size:
-                view = self._sink(pending, size)
-        except PeerError as error:
-            if isinstance(error, ProtocolViolation):
-                self._metrics.add("violations_total", error.reason.value)
-            self._guarded(self._session.send_cancel, event.number)
-            self._deliver(pending, error)
-            return
-        if event.attachment is not None:
-            if pending.sink is not None and size:
-                view[:] = event.attachment
-            self._deliver(pending, Reply(message, view))
-        else:
-            pending.message = message
-            pending.view = view
-            self._arriving[event.number] = pending
-            self._guarded(self._session.accept, event.number, view)
-
-    def _sink(self, pending: Pending, size: int) -> memoryview:
-        """Give the memory for a reply's attachment. Raises Refused when there is none."""
-        if pending.sink is not None:
-            return pending.sink(size)[:size]
-        if not self.reserve(size):
-            raise Refused(Reason.MEMORY, "no room for the reply's attachment")
-        pending.reserved = size
-        return memoryview(bytearray(size))
-
-    def _deliver(self, pending: Pending, reply: Reply | PeerError) -> None:
-        if pending.reserved:
-            self.release(pending.reserved)
-            pending.reserved = 0
-        if self._room:
-            self._room.unpark()
-        pending.on_reply(reply)
-
     # --- ending ------------------------------------------------------------------------------------------------------
 
-    def _guarded(self, function: Callable[..., Result], *arguments: object) -> Result | None:
+    def guarded(self, function: Callable[..., Result], *arguments: object) -> Result | None:
         """Call into the session; if the peer has broken it, end the link instead."""
         try:
             return function(*arguments)
@@ -462,35 +330,35 @@ class Link:
 
     def _violated(self, error: ProtocolViolation) -> None:
         if self.closed is None:
-            self._metrics.add("violations_total", error.reason.value)
             with contextlib.suppress(ProtocolViolation):
                 self._session.send_goodbye(error.reason)
             self._pump.flush()
-            self._end(error.reason)
+            self.end(error.reason)
+            self._dispatcher.blame(error.reason)
 
     def _failed(self, error: PeerError) -> None:
-        self._end(error.reason if isinstance(error, ProtocolViolation) else Reason.CONNECTION_LOST)
+        self.end(error.reason if isinstance(error, ProtocolViolation) else Reason.CONNECTION_LOST)
 
     def _end_if_retired(self) -> None:
         session = self._session
         if session.said_goodbye is not None and session.heard_goodbye is not None and session.is_quiet:
-            self._end(Reason.DUPLICATE_SESSION)
+            self.end(Reason.DUPLICATE_SESSION)
 
-    def _end(self, reason: Reason) -> None:
+    def end(self, reason: Reason) -> None:
         """The link is over: everybody who waits on it is told, once."""
         if self.closed is not None:
             return
         self.closed = reason
         self._scope.cancel()
         session = self._session
-        waiting: list[Pending] = [*session.waiting.values(), *self._arriving.values()]
+        waiting: list[Pending] = [*session.waiting.values(), *self._dispatcher.arriving.values()]
         session.waiting.clear()
-        self._arriving.clear()
+        self._dispatcher.arriving.clear()
         for pending in waiting:
-            self._deliver(pending, Unreachable(f"the link ended: {reason.value}"))
-        unanswered = list(self._incoming.values())
-        self._incoming.clear()
+            self._dispatcher.deliver(pending, Unreachable(f"the link ended: {reason.value}"))
+        unanswered = list(self._dispatcher.incoming.values())
+        self._dispatcher.incoming.clear()
         for incoming in unanswered:
             incoming.cancel()
-        self._room.unpark_all()
+        self._dispatcher.room.unpark_all()
         session.close()

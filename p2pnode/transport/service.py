@@ -18,9 +18,10 @@ from p2pnode.errors import ProtocolViolation, Refused, Unreachable
 from p2pnode.ids import NodeId
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
+from p2pnode.transport.dispatch import LinkSurroundings
 from p2pnode.transport.handshake import Established, Handshake, Introduction, Peer, refusal
 from p2pnode.transport.limits import BufferBudget, ConnectionGate, Limits
-from p2pnode.transport.link import Link, LinkSurroundings
+from p2pnode.transport.link import Link
 from p2pnode.transport.requests import Router
 from p2pnode.wire.version import SPOKEN, VersionRange
 
@@ -86,6 +87,7 @@ class TransportService:
     ) -> None:
         self.on_link_up: Callable[[Link], None] = lambda link: None
         self.on_link_down: Callable[[Link, Reason], None] = lambda link, reason: None
+        self.on_violation: Callable[[bytes, Reason], None] = lambda node_id, reason: None
         self._environment = environment
         self._identity = identity
         self._network_id = network_id
@@ -93,8 +95,9 @@ class TransportService:
         self._metrics = metrics
         limits = self._limits = settings.limits
         self._around = LinkSurroundings(
-            limits, metrics, BufferBudget(limits.buffer_bytes_max, metrics), environment.clock, router, settings.strict
-        )
+            limits, metrics, BufferBudget(limits.buffer_bytes_max, metrics), environment.clock, router, settings.strict,
+            lambda node_id, reason: self.on_violation(node_id, reason),
+        )  # fmt: skip
         self._instance = environment.entropy.token(16).hex()
         self._suite = settings.suite or preferred_suite()
         self._links: dict[NodeId, Link] = {}

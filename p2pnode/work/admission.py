@@ -10,8 +10,8 @@ from typing import Final
 from p2pnode.reasons import Reason
 from p2pnode.work.settings import WorkSettings
 
-# Weakest first. A level is written `name` or `name:details`.
-LEVELS: Final = ("none", "simulated", "reduced", "gpu", "full")
+# Weakest first. A level is written `name` or `name:details`. In a simulation there is nothing to protect, so any demand is met.
+LEVELS: Final = ("none", "reduced", "gpu", "full", "simulated")
 
 _SENTENCES: Final[Mapping[Reason, str]] = {
     Reason.PAUSED: "The owner paused this machine; `p2pnode resume` ends the pause.",
@@ -89,7 +89,9 @@ class Admission:
         return reason
 
     def look(self, client: bytes, model_id: bytes, now: float) -> Reason | None:
-        """Give what `check` would, without counting: for offers and quotes."""
+        """Give what `check` would, without counting: for offers and quotes. An empty client is the owner, who is never refused."""
+        if not client:
+            return None
         if self._draining:
             return Reason.DRAINING
         if self._paused_until is not None:

@@ -10,8 +10,8 @@ from p2pnode.wire.messages.work import ValueHeader
 
 if TYPE_CHECKING:
     from p2pnode.work.batching import Key
-    from p2pnode.work.pool import Handle
     from p2pnode.work.dispatch import Dispatcher
+    from p2pnode.work.pool import Handle
 
 NOTHING = memoryview(b"")
 

@@ -277,7 +277,7 @@ def _child_environment() -> dict[str, str]:
     # Nothing of the owner's environment reaches a stranger's code, but for where libraries are found.
     environment = dict(ENVIRONMENT)
     package_parent = str(Path(p2pnode.__file__).parent.parent)
-    environment["PYTHONPATH"] = package_parent
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([package_parent, *filter(os.path.isabs, sys.path)]))
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     environment["LC_ALL"] = "C.UTF-8"
     if "LD_LIBRARY_PATH" in os.environ:

@@ -1,17 +1,14 @@
-"""From a submitted call to a worker and back, without waiting anywhere: the hot path and the queue behind it.
+"""From a submitted call to a worker and back, without waiting anywhere: the hot path and what serves the queue.
 
 With a warm idle worker a call goes straight through: admission, worker, shared memory. Otherwise it waits in its model's and
 owner's backlog; whatever changes (a run ends, a worker has started, memory is released) calls `dispatch`, which serves the
 backlogs by priority and then age, within the processor's cap. Nothing here is a task and nothing sleeps.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
-
-import numpy as np
 
 from p2pnode.environment import Clock, Slot, WorkerOutcome
 from p2pnode.errors import ProtocolViolation, Refused
@@ -19,19 +16,19 @@ from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
 from p2pnode.wire import tensors
 from p2pnode.wire.messages.work import ValueHeader
-from p2pnode.work import batching
+from p2pnode.work import batching, reservations
 from p2pnode.work.admission import Admission
-from p2pnode.work.batching import Batcher
-from p2pnode.work.calls import OnDone, WorkOutcome, WorkRequest, WorkTicket
+from p2pnode.work.backlogs import BacklogKey, Backlogs
+from p2pnode.work.calls import NOTHING, OnDone, WorkOutcome, WorkRequest, WorkTicket
 from p2pnode.work.facts import ModelFacts
 from p2pnode.work.pool import LOCAL, SHARED, Handle, Pool
+from p2pnode.work.reservations import Reservations
 from p2pnode.work.settings import WorkSettings
 
 _ATTEMPTS_MAX: Final = 2
 _REMEMBERED_MAX: Final = 256
+_SECONDS_MIN: Final = 0.001
 _REASONS: Final = {reason.value: reason for reason in Reason}
-
-BacklogKey = tuple[bytes, bytes]
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +36,6 @@ class _Batch:
     """Several calls in one run."""
 
     tickets: list[WorkTicket]
-    rows: list[int]
 
 
 class Dispatcher:
@@ -59,20 +55,28 @@ class Dispatcher:
         self._admission = admission
         self._metrics = metrics
         self._need_worker = need_worker
-        self._backlogs: dict[BacklogKey, Batcher[WorkTicket]] = {}
-        self._queued_by_owner: Counter[bytes] = Counter()
-        self._queued_bytes = 0
-        self._reserved: dict[int, tuple[Handle, Slot]] = {}
+        self._backlogs = Backlogs(settings)
+        self._reservations = Reservations()
         self._headers: dict[bytes, tuple[ValueHeader, ...]] = {}
         self._number = 0
         self._is_dispatching = False
         self.settings = settings
         self.batchable: dict[bytes, ModelFacts] = {}
         self.engine = ""
-        self.queued = 0
         self.live = 0
+        # Called when no call is left, and with the time by which `expire` and `dispatch` must be called.
         self.on_quiet: Callable[[], None] = _nothing
-        self.on_wait: Callable[[], None] = _nothing
+        self.on_wait: Callable[[float], None] = _nothing
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a worker."""
+        return self._backlogs.queued
+
+    def apply(self, settings: WorkSettings) -> None:
+        """Let new settings count from now on; batches are cut by the old ones until their backlog is empty once."""
+        self.settings = self._backlogs.settings = settings
+        self.dispatch()
 
     def owner_key(self, owner: bytes, share: bool) -> bytes:
         """Give whose worker a call may use: the shared ones, or its owner's alone."""
@@ -80,30 +84,23 @@ class Dispatcher:
 
     def reserve(self, model_id: bytes, size: int, owner: bytes, share: bool) -> memoryview | None:
         """Give room in a warm worker's memory for an input, or None; see `WorkService.reserve`."""
-        handle = self._pick(model_id, self.owner_key(owner, share))
-        slot = handle.worker.reserve(size) if handle is not None and size else None
-        if handle is None or slot is None:
-            return None
-        handle.reserved += 1
-        view = slot.view[:size]
-        self._reserved[id(view)] = (handle, Slot(slot.offset, view))
-        return view
+        handle = self._pick(model_id, self.owner_key(owner, share)) if size else None
+        return None if handle is None else self._reservations.make(handle, size)
 
     def unreserve(self, view: memoryview) -> None:
         """Give back what `reserve` gave, when it will not be submitted. Idempotent."""
-        found = self._reservation(view)
+        found = self._reservations.take(view)
         if found is not None:
-            self._free(*found)
+            reservations.free(*found)
             self._use_room()
 
     def submit(self, request: WorkRequest, on_done: OnDone) -> WorkTicket:
         """Start a call or put it in the queue; see `WorkService.submit`."""
         now = self._clock.monotonic()
-        payload = request.payload
-        reserved = self._reservation(payload) if self._reserved else None
+        reserved = self._reservations.take(request.payload) if len(self._reservations) else None
         reason = self._admission.check(request.owner, request.model_id, now)
         if reason is None and self.settings.bandwidth_bytes_per_second:
-            reason = self._admission.take_bandwidth(len(payload), now)
+            reason = self._admission.take_bandwidth(len(request.payload), now)
         if reason is not None:
             self._refuse(reason, reserved)
         self._number += 1
@@ -115,8 +112,10 @@ class Dispatcher:
         ticket.queued_at = now
         if reserved is not None:
             ticket.handle, ticket.slot = reserved
-        if not self.queued:
-            handle = ticket.handle or self._pick(request.model_id, ticket.key)
+        if not self._backlogs.queued:
+            handle = ticket.handle
+            if handle is None or not handle.worker.alive:
+                handle = self._pick(request.model_id, ticket.key)
             if (
                 handle is not None
                 and len(handle.running) < self._room(request.model_id, handle)
@@ -157,118 +156,77 @@ class Dispatcher:
         try:
             now = self._clock.monotonic()
             blocked: set[BacklogKey] = set()
-            while self.queued:
-                best = self._first(now, blocked)
+            while self._backlogs.queued:
+                best = self._backlogs.first(now, blocked, self._is_idle)
                 if best is None or not self._place(best, now, blocked):
                     break
-            for model_id, key in blocked:
-                backlog = self._backlogs.get((model_id, key))
-                if backlog is not None and self._pool.wants_worker(model_id, key, len(backlog)):
-                    self._need_worker(model_id, key)
+            for key in blocked:
+                if self._pool.wants_worker(*key, self._backlogs.length(key)):
+                    self._need_worker(*key)
         finally:
             self._is_dispatching = False
-        self._metrics.set("calls_queued", self.queued)
+        self._metrics.set("calls_queued", self._backlogs.queued)
 
     def expire(self, now: float) -> None:
         """End the queued calls whose deadline has passed."""
-        for backlog in list(self._backlogs.values()):
-            for ticket in backlog.items():
-                if now >= ticket.deadline and self._take_out(ticket):
-                    self._admission.count(Reason.DEADLINE)
-                    self._finish(ticket, WorkOutcome(reason=Reason.DEADLINE, detail="it waited in the queue until its deadline"))
+        for ticket in self._backlogs.tickets():
+            if now >= ticket.deadline and self._take_out(ticket):
+                self._admission.count(Reason.DEADLINE)
+                self._finish(ticket, WorkOutcome(reason=Reason.DEADLINE, detail="it waited in the queue until its deadline"))
 
     def fail(self, reason: Reason, detail: str, keys: Iterable[BacklogKey] | None = None) -> None:
         """End all queued calls, or those of some backlogs."""
-        for key in list(self._backlogs) if keys is None else list(keys):
-            backlog = self._backlogs.get(key)
-            for ticket in backlog.items() if backlog else ():
+        for key in self._backlogs.names() if keys is None else keys:
+            for ticket in self._backlogs.tickets(key):
                 if self._take_out(ticket):
                     self._finish(ticket, WorkOutcome(reason=reason, detail=detail))
 
     def backlogs(self) -> list[tuple[bytes, bytes, int]]:
         """Give (model, owner key, calls) of every backlog."""
-        return [(model_id, key, len(backlog)) for (model_id, key), backlog in self._backlogs.items()]
+        return [(*key, self._backlogs.length(key)) for key in self._backlogs.names()]
 
     def deadline(self, now: float) -> float:
         """When `expire` or `dispatch` has something to do by time alone."""
-        first = min((t.deadline for backlog in self._backlogs.values() for t in backlog.items()), default=float("inf"))
-        batch = min((backlog.deadline for backlog in self._backlogs.values()), default=float("inf"))
-        # A batch that is due but has no worker is woken by the worker's next completion, not by the clock.
-        return min(first, batch) if batch > now else first
+        return self._backlogs.deadline(now)
 
     def _refuse(self, reason: Reason, reserved: tuple[Handle, Slot] | None) -> None:
         if reserved is not None:
-            self._free(*reserved)
+            reservations.free(*reserved)
         raise Refused(reason)
 
     def _enqueue(self, ticket: WorkTicket, now: float) -> None:
-        request = ticket.request
-        reason = self._admission.check_queue(self.queued, self._queued_by_owner[ticket.key], self._queued_bytes)
+        request, backlogs = ticket.request, self._backlogs
+        reason = self._admission.check_queue(backlogs.queued, backlogs.of_owner(ticket.key), backlogs.queued_bytes)
         if reason is not None:
             self._refuse(reason, (ticket.handle, ticket.slot) if ticket.handle and ticket.slot else None)
         ticket.batch_key = self._batch_key(request)
         if ticket.batch_key is not None:
             ticket.rows = batching.rows_of(request.headers)
         self.live += 1
-        self._put(ticket, now)
+        backlogs.add(ticket, now)
         self.dispatch()
-        if not ticket.is_done and ticket.run_id == 0:
-            self.on_wait()
-
-    def _put(self, ticket: WorkTicket, now: float) -> None:
-        key = (ticket.request.model_id, ticket.key)
-        backlog = self._backlogs.get(key)
-        if backlog is None:
-            backlog = self._backlogs[key] = Batcher(self.settings)
-        size = len(ticket.request.payload)
-        backlog.add(ticket.batch_key, ticket, ticket.rows, size, (ticket.request.priority, ticket.call_id), now)
-        ticket.run_id = 0
-        self._count_in(ticket, 1)
+        if not ticket.is_done and not ticket.run_id:
+            batch_due = now + self.settings.batch_delay_seconds if ticket.batch_key is not None else ticket.deadline
+            self.on_wait(min(ticket.deadline, batch_due))
 
     def _take_out(self, ticket: WorkTicket) -> bool:
-        key = (ticket.request.model_id, ticket.key)
-        backlog = self._backlogs.get(key)
-        if backlog is None or not backlog.remove(ticket.batch_key, ticket):
+        if not self._backlogs.remove(ticket):
             return False
-        if not len(backlog):
-            del self._backlogs[key]
-        self._count_in(ticket, -1)
         self._drop_slot(ticket)
         return True
-
-    def _count_in(self, ticket: WorkTicket, sign: int) -> None:
-        self.queued += sign
-        self._queued_by_owner[ticket.key] += sign
-        if ticket.slot is None:
-            self._queued_bytes += sign * len(ticket.request.payload)
-        if not self._queued_by_owner[ticket.key]:
-            del self._queued_by_owner[ticket.key]
-
-    def _first(self, now: float, blocked: set[BacklogKey]) -> BacklogKey | None:
-        best, best_rank = None, (10, 0)
-        for key, backlog in self._backlogs.items():
-            if key in blocked:
-                continue
-            head = backlog.head(now, idle=self._is_idle(key))
-            if head is None:
-                blocked.add(key)
-            elif head[0] < best_rank:
-                best, best_rank = key, head[0]
-        return best
 
     def _is_idle(self, key: BacklogKey) -> bool:
         return not any(handle.running for handle in self._pool.of_owner(*key))
 
     def _place(self, key: BacklogKey, now: float, blocked: set[BacklogKey]) -> bool:
         """Start the first call of a backlog. False when the processor's cap says to wait; adds to `blocked` otherwise."""
-        backlog = self._backlogs[key]
         idle = self._is_idle(key)
-        head = backlog.head(now, idle=idle)
+        first = self._backlogs.head(key, now, idle=idle)
         handle = self._pick(*key)
-        if handle is None or head is None:
+        if handle is None or first is None:
             blocked.add(key)
             return True
-        preferred = head[1].handle
+        preferred = first.handle
         if preferred is not None and preferred.worker.alive and len(preferred.running) <= len(handle.running):
             handle = preferred
         if len(handle.running) >= self._room(key[0], handle):
@@ -276,15 +234,11 @@ class Dispatcher:
             return True
         if not self._pool.may_run(handle):
             return False
-        tickets = backlog.take(now, idle=idle)
-        if not len(backlog):
-            del self._backlogs[key]
-        for ticket in tickets:
-            self._count_in(ticket, -1)
+        tickets = self._backlogs.take(key, now, idle=idle)
         started = self._run_single(tickets[0], handle, now) if len(tickets) == 1 else self._run_batch(tickets, handle, now)
         if not started:
             for ticket in tickets:
-                self._put(ticket, ticket.queued_at)
+                self._backlogs.add(ticket, ticket.queued_at)
             blocked.add(key)
         return True
 
@@ -332,7 +286,7 @@ class Dispatcher:
         if now > ticket.queued_at:
             self._metrics.observe("queue_seconds", now - ticket.queued_at)
         worker.submit(
-            run_id, slot, ticket.encoded_headers, request.outputs, max(ticket.deadline - now, 0.001),
+            run_id, slot, ticket.encoded_headers, request.outputs, max(ticket.deadline - now, _SECONDS_MIN),
             partial(self._single_done, handle, ticket),
         )  # fmt: skip
         return True
@@ -343,7 +297,7 @@ class Dispatcher:
         if slot is None:
             return False
         batching.join_into(slot.view, [(ticket.request.headers, ticket.request.payload) for ticket in tickets])
-        batch = _Batch(tickets, [ticket.rows for ticket in tickets])
+        batch = _Batch(tickets)
         run_id = self._begin(handle, batch)
         for ticket in tickets:
             self._drop_slot(ticket)
@@ -351,7 +305,7 @@ class Dispatcher:
             self._metrics.observe("queue_seconds", now - ticket.queued_at)
         self._metrics.add("batches_total")
         self._metrics.add("batch_items_total", amount=len(tickets))
-        seconds = max(min(ticket.deadline for ticket in tickets) - now, 0.001)
+        seconds = max(min(ticket.deadline for ticket in tickets) - now, _SECONDS_MIN)
         outputs = tickets[0].request.outputs
         done = partial(self._batch_done, handle, batch)
         handle.worker.submit(run_id, slot, tensors.headers_bytes(headers), outputs, seconds, done)
@@ -368,29 +322,29 @@ class Dispatcher:
             ticket.handle = None
             if innocent and ticket.attempts + 1 < _ATTEMPTS_MAX:
                 ticket.attempts += 1
-                self._put(ticket, ticket.queued_at)
+                self._backlogs.add(ticket, ticket.queued_at)
                 self.dispatch()
                 return
-            result = WorkOutcome((), memoryview(b""), outcome.seconds, self.engine, _reason(outcome), outcome.detail)
+            result = WorkOutcome((), NOTHING, outcome.seconds, self.engine, _reason(outcome), outcome.detail)
         else:
             self._pool.learn(handle.model_id, outcome.seconds)
             headers = self._parsed(outcome.headers)
             result = WorkOutcome(headers, outcome.payload, outcome.seconds, self.engine)
-        if self.queued:
+        if self._backlogs.queued:
             self.dispatch()
         self._finish(ticket, result)
 
     def _batch_done(self, handle: Handle, batch: _Batch, outcome: WorkerOutcome) -> None:
         self._ended(handle, outcome)
-        parts = None
+        parts, rows = None, [ticket.rows for ticket in batch.tickets]
         if not outcome.reason:
-            parts = batching.part(self._parsed(outcome.headers), outcome.payload, batch.rows)
+            parts = batching.part(self._parsed(outcome.headers), outcome.payload, rows)
             handle.worker.release(outcome.call_id)
             if parts is None:
                 # It passed the proof and breaks its promise on real inputs: never again.
                 self.batchable.pop(handle.model_id, None)
             else:
-                self._pool.learn(handle.model_id, outcome.seconds / sum(batch.rows))
+                self._pool.learn(handle.model_id, outcome.seconds / sum(rows))
         finished = []
         for index, ticket in enumerate(batch.tickets):
             if ticket.is_done:
@@ -398,13 +352,13 @@ class Dispatcher:
             ticket.handle = None
             if parts is not None:
                 headers, payload = parts[index]
-                share = outcome.seconds * batch.rows[index] / sum(batch.rows)
+                share = outcome.seconds * rows[index] / sum(rows)
                 finished.append((ticket, WorkOutcome(headers, payload, share, self.engine)))
             else:
                 # One call's input may have failed the whole batch, so each gets a run of its own.
                 ticket.batch_key, ticket.attempts = None, ticket.attempts + 1
-                self._put(ticket, ticket.queued_at)
-        if self.queued:
+                self._backlogs.add(ticket, ticket.queued_at)
+        if self._backlogs.queued:
             self.dispatch()
         for ticket, result in finished:
             self._finish(ticket, result)
@@ -440,31 +394,14 @@ class Dispatcher:
             headers = self._headers[encoded] = tensors.parse_headers(encoded)
         return headers
 
-    def _reservation(self, payload: memoryview) -> tuple[Handle, Slot] | None:
-        """Recognise a reserved view, also when it comes back as another view of the same bytes; forgets it."""
-        found = self._reserved.pop(id(payload), None)
-        if found is not None or not len(payload):
-            return found
-        address = _address(payload)
-        for number, (handle, slot) in self._reserved.items():
-            if slot.view.obj is payload.obj and _address(slot.view) == address:
-                del self._reserved[number]
-                return handle, Slot(slot.offset, payload)
-        return None
-
     def _drop_slot(self, ticket: WorkTicket) -> None:
         slot, ticket.slot = ticket.slot, None
         if slot is not None and ticket.handle is not None:
-            self._free(ticket.handle, slot)
+            reservations.free(ticket.handle, slot)
             ticket.handle = None
 
-    def _free(self, handle: Handle, slot: Slot) -> None:
-        handle.reserved -= 1
-        if handle.worker.alive:
-            handle.worker.free(slot)
-
     def _use_room(self) -> None:
-        if self.queued:
+        if self._backlogs.queued:
             self.dispatch()
 
 
@@ -472,9 +409,5 @@ def _reason(outcome: WorkerOutcome) -> Reason:
     return _REASONS.get(outcome.reason, Reason.RUN_FAILED)
 
 
-def _address(view: memoryview) -> int:
-    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0])
-
-
-def _nothing() -> None:
+def _nothing(wake_by: float = 0.0) -> None:
     """Stands in for a callback that nobody has set."""

@@ -20,6 +20,7 @@ _TEXT_MAX: Final = 512
 
 Dimension = int | str | None
 Shapes = Mapping[str, tuple[int, ...]]
+Counter = Callable[[Shapes], Awaitable[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,6 @@ class ValueFact:
     dtype: int
     type: str
     shape: tuple[Dimension, ...] | None
-
-
-async def _no_counter(shapes: Shapes) -> int:
-    raise WorkError(Reason.INTERNAL, f"no operation counter for {len(shapes)} shapes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +59,10 @@ class ModelFacts:
     size_bytes: int
     may_batch: bool
     metadata: Mapping[str, Any]
+    counter: Counter = field(repr=False, compare=False)
     batchable: bool = False
     batch_exact: bool = False
     seconds_per_call: float = 0.0
-    counter: Callable[[Shapes], Awaitable[int]] = field(default=_no_counter, repr=False, compare=False)
 
     @property
     def random_operators(self) -> bool:
@@ -116,7 +113,7 @@ def _mismatch(fact: ValueFact, header: ValueHeader) -> tuple[Reason, str] | None
     return None
 
 
-def parse_facts(model_id: bytes, name: str, size_bytes: int, raw: Mapping[str, Any]) -> ModelFacts:
+def parse_facts(model_id: bytes, name: str, size_bytes: int, raw: Mapping[str, Any], counter: Counter) -> ModelFacts:
     """Give facts from a confined child's answer. Raises WorkError(BAD_MODEL) when that answer is malformed."""
     try:
         return ModelFacts(
@@ -131,6 +128,7 @@ def parse_facts(model_id: bytes, name: str, size_bytes: int, raw: Mapping[str, A
             size_bytes=size_bytes,
             may_batch=bool(raw["may_batch"]),
             metadata=_metadata(raw["metadata"]),
+            counter=counter,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WorkError(Reason.BAD_MODEL, f"its inspection gave no sound answer ({error})") from error

@@ -274,7 +274,7 @@ def _trees(node: NodeProto, scope: _Scope) -> int:
     identities = _integer_list(node, "nodes_treeids")
     trees = len(set(identities)) or len(_integer_list(node, "tree_roots")) or 1
     nodes = len(identities) or len(_integer_list(node, "nodes_featureids"))
-    return rows * trees * max(1, 2 * max(1, nodes // trees).bit_length())
+    return rows * trees * (2 * max(1, nodes // trees)).bit_length()
 
 
 def _linear(node: NodeProto, scope: _Scope) -> int:

@@ -174,7 +174,7 @@ class Pool:
 
     def surplus(self, now: float) -> list[Handle]:
         """Give idle workers to kill: unused for too long, or over a budget that has shrunk."""
-        old = [h for h in self._handles if h.is_idle and now - h.used_at > self.settings.worker_idle_seconds]
+        old = [h for h in self._handles if h.is_idle and now >= h.used_at + self.settings.worker_idle_seconds]
         over = self._victims(0, ignore=old)
         return old + (over if over is not None else [h for h in self._handles if h.is_idle and h not in old])
 

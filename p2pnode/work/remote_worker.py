@@ -1,7 +1,8 @@
 """The daemon's side of one worker: its queue, its memory, its deadlines, and the check of everything it says.
 
 A worker may have been taken over by its model. So only the parent allocates memory, and each response is checked: order,
-sizes, headers, names. What fails a check is killed. A call costs one datagram each way and two views of shared memory.
+sizes, headers, names. What fails a check is killed. A worker can still change an output after its answer; then the output's
+hash no longer fits, to its own provider's harm alone. A call costs one datagram each way and two views of shared memory.
 """
 
 import os
@@ -58,17 +59,14 @@ class RemoteWorker:
         self._timer = trio.CancelScope()
         self._verdict: tuple[PendingCall | None, Reason, str] | None = None
         self.facts: dict[str, Any] = {}
+        self.pid = child.pid
         self.load_seconds = 0.0
+        self.level = ""
 
     @property
     def alive(self) -> bool:
         """False once the process has ended or was killed."""
         return self._alive
-
-    @property
-    def pid(self) -> int:
-        """Process id, for tests and `status`."""
-        return self._child.pid
 
     def reserve(self, size_bytes: int) -> Slot | None:
         """Take arena space for a call's input, or None when the arena is full now or the worker is gone."""
@@ -206,7 +204,9 @@ class RemoteWorker:
         descriptor = self._descriptor
         while True:
             await trio.lowlevel.wait_readable(descriptor)
-            while self._alive:
+            if not self._alive:
+                return
+            while True:
                 try:
                     datagram = os.read(descriptor, channel.DATAGRAM_BYTES_MAX)
                 except BlockingIOError:

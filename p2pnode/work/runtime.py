@@ -84,21 +84,32 @@ class SandboxRuntime:
         Cancelled, it leaves no process behind. Raises ConfigError when the sandbox cannot work on this machine.
         """
         self._user = _user_ids(self._settings.user)
+        # The zygote outlives the workers, so that their ends are still reported when the runtime is cancelled.
+        zygote_life = trio.CancelScope(shield=True)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._zygote.run)
-                await self._zygote.wait_ready()
-                async with trio.open_nursery() as workers:
-                    self._nursery = workers
-                    result, _ = await self.confined("self-test", {}, b"", 0, 30.0)
-                    if any(result.get(attempt) for attempt in ("open", "socket", "fork")) and "seccomp" not in (
-                        self._missing or ()
-                    ):
-                        raise ConfigError("the sandbox does not hold on this machine; run `p2pnode status` and report this")
-                    task_status.started()
-                    await trio.sleep_forever()
+                nursery.start_soon(self._keep_zygote, zygote_life)
+                try:
+                    await self._zygote.wait_ready()
+                    async with trio.open_nursery() as workers:
+                        self._nursery = workers
+                        await self._prove_level()
+                        task_status.started()
+                        await trio.sleep_forever()
+                finally:
+                    zygote_life.cancel()
         finally:
             self._nursery = None
+
+    async def _keep_zygote(self, life: trio.CancelScope) -> None:
+        with life:
+            await self._zygote.run()
+
+    async def _prove_level(self) -> None:
+        result, _ = await self.confined("self-test", {}, b"", 0, 30.0)
+        is_open = any(result.get(attempt) for attempt in ("open", "socket", "fork"))
+        if is_open and "seccomp" not in (self._missing or ()):
+            raise ConfigError("the sandbox does not hold on this machine; run `p2pnode status` and report this")
 
     async def confined(
         self, task: str, arguments: Mapping[str, Any], data: Buffer, output_bytes_max: int, seconds: float
@@ -142,7 +153,8 @@ class SandboxRuntime:
                     await worker.wait_loaded()
             except trio.TooSlowError:
                 raise WorkError(Reason.TIME_LIMIT, f"the model did not load within {limits.load_seconds:g} s") from None
-            self._check_layers(worker.facts.get("missing"))
+            missing = self._check_layers(worker.facts.get("missing"))
+            worker.level = sandbox.level_name(missing, gpu=_needs_device(model))
             death.extend_processor_time(worker.pid, 2 * limits.call_seconds * limits.threads + 60)
             stack.pop_all()
             self._nursery.start_soon(self._keep_worker, worker, shared)
@@ -151,7 +163,7 @@ class SandboxRuntime:
         return worker
 
     async def _fork_worker(self, model: WorkerModel, limits: WorkerLimits, shared: _ModelMemory) -> RemoteWorker:
-        gpu = any(provider != _CPU_PROVIDER for provider in model.execution_providers)
+        gpu = _needs_device(model)
         request = {
             "kind": "worker",
             "initializers_size": shared.initializers_size,
@@ -206,14 +218,15 @@ class SandboxRuntime:
         self._check_layers(result.get("missing"))
         return result["result"], os.pread(target, response.payload_size, RESULT_BYTES_MAX)
 
-    def _check_layers(self, missing: object) -> None:
-        """Hold every child to the level that the first one proved."""
+    def _check_layers(self, missing: object) -> tuple[str, ...]:
+        """Hold every child to the level that the first one proved. Gives what it lacks."""
         if not isinstance(missing, list) or not all(isinstance(layer, str) for layer in missing):
             raise WorkError(Reason.WORKER_DIED, "a child did not say how it is confined")
         if self._missing is None:
             self._missing = tuple(missing)
         if not set(missing) <= set(self._missing):
             raise WorkError(Reason.SANDBOX_LEVEL, f"a child lacks {','.join(missing)}")
+        return tuple(missing)
 
     def _policy(self, memory_bytes: int, seconds: float, *, may_extend: bool, threads: int, gpu: bool = False) -> dict[str, Any]:
         readable, devices = (hardware_paths.readable(), hardware_paths.devices()) if gpu else ((), ())
@@ -253,6 +266,10 @@ class SandboxRuntime:
             self._models = {key: kept for key, kept in self._models.items() if kept is not shared}
             os.close(shared.model)
             os.close(shared.blob)
+
+
+def _needs_device(model: WorkerModel) -> bool:
+    return any(provider != _CPU_PROVIDER for provider in model.execution_providers)
 
 
 async def _constant(name: str, parts: tuple[Buffer, ...]) -> int:

@@ -54,7 +54,7 @@ class WorkSettings:
 
     # Who and what. Clients are node ids, models are model ids; an empty allow list allows everybody.
     share_workers: bool = True  # clients whose orders allow it too may share a worker
-    sandbox_min: str = "full"  # full | gpu | reduced | simulated: the weakest level at which work is accepted
+    sandbox_min: str = "full"  # full | gpu | reduced | none: the weakest level at which others' work is accepted
     allow_clients: frozenset[bytes] = frozenset()
     deny_clients: frozenset[bytes] = frozenset()
     allow_models: frozenset[bytes] = frozenset()

@@ -140,8 +140,10 @@ class ModelList(Struct, frozen=True):
 
 @message(88)
 class FetchResult(Struct, frozen=True):
-    """Ask again for the answer of a call, without sending its inputs. Answered by CallResult, or refused with
-    `unknown-call` when the provider does not hold it: then send the call again.
+    """Ask again for the answer of a call, without sending its inputs. Answered by CallResult.
+
+    Refused with `unknown-call` when the call was never executed and costs nothing, and with `output-gone` when it was and
+    its answer is no longer kept: sent again, it is executed again without charge.
     """
 
     agreement_id: Hash32

@@ -64,7 +64,11 @@ async def test_a_chunked_body_over_the_limit_is_refused_as_it_comes():
 
 @pytest.mark.parametrize(
     "data",
-    [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nhost: h\r\nx: " + bytes(HEAD_BYTES_MAX + 10), b"GET /\x00 HTTP/1.1\r\nhost: h\r\n\r\n"],
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: h\r\nx: " + bytes(HEAD_BYTES_MAX + 10),
+        b"GET /\x00 HTTP/1.1\r\nhost: h\r\n\r\n",
+    ],
 )
 async def test_what_is_not_http_is_refused_and_closed(data):
     answer = await exchange(echo, data)

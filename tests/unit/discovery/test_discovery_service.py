@@ -63,7 +63,7 @@ class Machine:
 
 async def until(condition, seconds=60.0):
     with trio.fail_after(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - polled on virtual time
             await trio.sleep(0.1)
 
 

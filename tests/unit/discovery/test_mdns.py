@@ -19,7 +19,7 @@ def service(own=ME, port=7000, metrics=None, adapters=None, **settings) -> MdnsS
     return MdnsService(announcement, DiscoverySettings(**settings), metrics or Metrics(), found)
 
 
-def record(node_id=ALICE, network=NETWORK[:8].hex()):
+def record(node_id=ALICE, network="0001020304050607"):
     return {b"id": node_text(node_id).encode(), b"network": network.encode(), b"version": b"1"}
 
 
@@ -76,9 +76,7 @@ async def test_turned_off_it_says_so():
 
 
 async def test_without_an_interface_it_gives_the_reason_and_what_to_do(autojump_clock):
-    mdns = MdnsService(
-        Announcement(ME, NETWORK, 1, ("10.0.0.1:7000",)), DiscoverySettings(interfaces="wlan9"), Metrics(), lambda: []
-    )
+    mdns = MdnsService(Announcement(ME, NETWORK, 1, ("10.0.0.1:7000",)), DiscoverySettings(interfaces="wlan9"), Metrics(), list)
     send, _ = trio.open_memory_channel[Sighting](1)
     await mdns.run(send)
     assert mdns.status.state == "not-working"

@@ -61,7 +61,9 @@ def test_attachments_go_into_the_sinks_that_both_sides_name(run) -> None:
             for size in (10, 400_000):
                 back = bytearray(size)
                 data = pattern(size)[:size]
-                reply = await link.request(Done(), [data[: size // 2], data[size // 2 :]], sink=lambda n, b=back: memoryview(b)[:n])
+                reply = await link.request(
+                    Done(), [data[: size // 2], data[size // 2 :]], sink=lambda n, b=back: memoryview(b)[:n]
+                )
                 assert arena[:size] == data == back == reply.attachment
 
     run(scenario)
@@ -283,17 +285,20 @@ def test_a_dead_address_is_unreachable_and_the_next_one_is_tried(run) -> None:
     run(scenario)
 
 
-def test_a_message_that_does_not_decode_costs_only_its_request(run) -> None:
+def test_a_message_that_does_not_decode_costs_only_its_request(run, kit) -> None:
     async def scenario(world) -> None:
         alice, bob = world.party("alice"), world.party("bob")
         async with world.running(alice, bob):
             link = await alice.service.connect(bob.addresses, bob.node_id)
             outcome = []
-            for body, reason in ((b"\xff\xff\x80", "unknown-message"), (b"\x00\x05\xc1", "reserved-byte"), (b"\x00", "truncated")):
+            for body, reason in (
+                (b"\xff\xff\x80", "unknown-message"),
+                (b"\x00\x05\xc1", "reserved-byte"),
+                (b"\x00", "truncated"),
+            ):
                 link._session.send_request(Pending(outcome.append, None), body)
                 link._pump.flush()
-                while not outcome:
-                    await trio.sleep(0.001)
+                await kit.eventually(lambda: outcome)
                 assert outcome.pop().reason.value == reason
                 assert bob.metrics.value("violations_total", reason) == 1
             assert (await link.request(Done(note="fine"))).message.note == "fine"

@@ -205,4 +205,5 @@ def main(mode, folder):
     print(data.decode())
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -15,7 +15,10 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd aes pmull\nCPU implementer\t: 0x41\n
 OLD = "processor\t: 0\nmodel name\t: Old Chip\nflags\t\t: fpu aesthetic\n"
 
 
-@pytest.mark.parametrize(("text", "expected"), [(INTEL, ("Intel(R) Xeon(R) CPU", True)), (ARM, ("", True)), (OLD, ("Old Chip", False)), ("", ("", False))])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(INTEL, ("Intel(R) Xeon(R) CPU", True)), (ARM, ("", True)), (OLD, ("Old Chip", False)), ("", ("", False))],
+)
 def test_processors(text, expected):
     assert hardware.parse_processor(text) == expected
 

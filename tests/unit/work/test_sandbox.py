@@ -147,7 +147,8 @@ def test_device_policy_has_no_network_and_no_processes():
     policy = "gpu=True, readable=('/usr', '/lib', '/lib64'), devices=('/dev/null',)"
     body = (
         "for attempt in (lambda: socket.socket(socket.AF_INET), lambda: socket.socket(socket.AF_UNIX), os.fork):\n"
-        "    try:\n        attempt()\n        os._exit(3)\n    except OSError as error:\n        assert error.errno == errno.EPERM\n"
+        "    try:\n        attempt()\n        os._exit(3)\n"
+        "    except OSError as error:\n        assert error.errno == errno.EPERM\n"
         "os._exit(7)"
     )
     assert run_confined(body, policy).returncode == 7

@@ -101,7 +101,9 @@ def test_devices_get_files_but_no_network_and_no_processes(machine):
     sockets = range(41, 60) if machine == "x86_64" else range(198, 213)
     for number in sockets:
         assert verdict(program, machine, number) == REFUSE
-    for number in {"x86_64": (57, 58, 59, 62, 101, 272, 310, 321, 322, 425, 434), "aarch64": (117, 97, 221, 129, 270, 280, 425)}[machine]:
+    for number in {"x86_64": (57, 58, 59, 62, 101, 272, 310, 321, 322, 425, 434), "aarch64": (117, 97, 221, 129, 270, 280, 425)}[
+        machine
+    ]:
         assert verdict(program, machine, number) == REFUSE
     assert verdict(program, machine, "mmap", 0, 4096, 7) == ALLOW
 

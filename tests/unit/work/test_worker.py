@@ -1,5 +1,7 @@
 """The engine of a worker, unconfined: in-place runs equal plain runs, and failures get their reasons."""
 
+# ruff: noqa: PT011 - the environment is set before the import; the class is what is tested
+
 import os
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -30,7 +32,9 @@ SQUARE = build(
     [("X", TensorProto.FLOAT, ["n"])],
     [("Y", TensorProto.FLOAT, ["n"]), ("S", TensorProto.FLOAT, [])],
 )
-NONZERO = build([helper.make_node("NonZero", ["X"], ["Y"])], [("X", TensorProto.FLOAT, ["n"])], [("Y", TensorProto.INT64, [1, None])])
+NONZERO = build(
+    [helper.make_node("NonZero", ["X"], ["Y"])], [("X", TensorProto.FLOAT, ["n"])], [("Y", TensorProto.INT64, [1, None])]
+)
 
 
 def make_engine(model, initializers=(), blob=b"", size=ARENA):
@@ -161,7 +165,8 @@ def test_initialisers_that_lie_are_refused(entry, reason):
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"), [(b"not a model", Reason.NOT_ONNX), (build([helper.make_node("Nope", ["X"], ["Y"])], [], []), Reason.BAD_MODEL)]
+    ("model", "reason"),
+    [(b"not a model", Reason.NOT_ONNX), (build([helper.make_node("Nope", ["X"], ["Y"])], [], []), Reason.BAD_MODEL)],
 )
 def test_load_failures(model, reason):
     with pytest.raises(Exception) as caught:
@@ -172,7 +177,9 @@ def test_load_failures(model, reason):
 
 
 def test_texts_and_sequences_pass():
-    model = build([helper.make_node("Identity", ["X"], ["Y"])], [("X", TensorProto.STRING, ["n"])], [("Y", TensorProto.STRING, ["n"])])
+    model = build(
+        [helper.make_node("Identity", ["X"], ["Y"])], [("X", TensorProto.STRING, ["n"])], [("Y", TensorProto.STRING, ["n"])]
+    )
     engine, arena = make_engine(model)
     for words in (["one", "two"], ["", "ünï"]):
         assert run(engine, arena, {"X": numpy.array(words, object)})["Y"].tolist() == words
@@ -209,7 +216,9 @@ def test_failures_from_a_closed_list_only(tail):
         death.parse_failure(tail, frozenset({Reason.MEMORY}))
 
 
-@pytest.mark.parametrize("datagram", [b"", b"x" * (channel.RESPONSE_SIZE - 1), channel.pack_response(1, 0, 0, float("nan"), 0, 0)])
+@pytest.mark.parametrize(
+    "datagram", [b"", b"x" * (channel.RESPONSE_SIZE - 1), channel.pack_response(1, 0, 0, float("nan"), 0, 0)]
+)
 def test_garbled_responses(datagram):
     with pytest.raises(channel.GarbledResponse):
         channel.parse_response(datagram)

@@ -1,5 +1,7 @@
 """The zygote: one thread, no telemetry, replaced when it dies, and nothing of it outlives its parent."""
 
+# ruff: noqa: ASYNC110, ASYNC220, ASYNC240 - these tests look at real processes, which give no events
+
 import os
 import signal
 import subprocess
@@ -9,13 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
-import p2pnode
 from p2pnode.errors import ConfigError, WorkError
 from p2pnode.work import children
 from p2pnode.work.children import Zygote
 from p2pnode.work.zygote import ENVIRONMENT
 
-ROOT = str(Path(p2pnode.__file__).parent.parent)
+ROOT = children._child_environment()["PYTHONPATH"]
 SESSION = """
 import onnxruntime
 from onnx import TensorProto, helper

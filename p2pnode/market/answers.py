@@ -1,0 +1,69 @@
+"""What a client gets for a call, and the handle of a call that is under way."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from p2pnode.environment import Buffer
+from p2pnode.errors import P2PNodeError
+from p2pnode.wire.messages.work import Call, FetchResult, ValueHeader
+from p2pnode.wire.tensors import Value
+
+if TYPE_CHECKING:
+    from p2pnode.market.buying import ClientAgreement
+
+
+@dataclass(frozen=True, slots=True)
+class CallAnswer:
+    """One call's outcome. amount: micro-credits; seconds: in the provider's worker; provider: node id.
+
+    payload: the outputs' bytes with `headers`, when the caller prefers them to `outputs`. The receipt that covers the call
+    comes later: `ClientAgreement.receipt(number)`.
+    """
+
+    outputs: Mapping[str, Value]
+    amount: int
+    provider: bytes
+    seconds: float
+    agreement: bytes
+    number: int
+    input_hash: bytes
+    output_hash: bytes
+    engine: str
+    headers: Sequence[ValueHeader]
+    payload: memoryview
+
+
+OnAnswer = Callable[["CallAnswer | P2PNodeError"], None]
+
+
+class OutgoingCall:
+    """A call under way; `cancel` gives it up."""
+
+    __slots__ = ("_agreement", "amount", "chunks", "is_over", "link", "message", "on_answer", "request")
+
+    def __init__(
+        self,
+        agreement: "ClientAgreement",
+        message: Call | FetchResult,
+        chunks: Sequence[Buffer],
+        amount: int,
+        on_answer: OnAnswer,
+    ) -> None:
+        self._agreement = agreement
+        self.message = message
+        self.chunks = chunks
+        self.amount = amount
+        self.on_answer = on_answer
+        self.link: Any = None
+        self.request = -1
+        self.is_over = False
+
+    @property
+    def number(self) -> int:
+        """The call's number within its agreement."""
+        return self.message.number
+
+    def cancel(self) -> None:
+        """Give the call up: `on_answer` will not run. If the provider has executed it by then, it is paid all the same."""
+        self._agreement.cancel(self)
