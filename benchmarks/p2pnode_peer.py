@@ -44,7 +44,7 @@ async def serve(folder: Path) -> None:
     # A client with a long queue of large calls needs room; the credit is one slice, as always.
     settings = {"P2PNODE_CREDIT_SLICE_AMOUNT": "1000", "P2PNODE_PROVIDE_MEMORY": "8GiB"}
     async with node_at(folder / "provider", P2PNODE_PROVIDE_ENABLED="true", **settings) as node:
-        tell({"address": node.own_addresses()[0]})
+        tell({"address": node.transport.bound_addresses[0]})
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
 
 
@@ -57,17 +57,19 @@ async def client(folder: Path, address: str) -> None:
             while not node.transport.links():
                 await trio.sleep(0.02)
         tell({"ready": True})
-        sessions = {}
+        held, session = 0, None
         while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
             command = json.loads(line)
             size = command["bytes"]
-            if size not in sessions:
-                sessions[size] = await node.jobs.session(SessionSpec(str(model)))
+            if size != held:
+                if session is not None:
+                    await node.jobs.close_session(session)
+                held, session = size, await node.jobs.session(SessionSpec(str(model)))
             array = np.random.default_rng(1).random(size // 4, np.float32)
             if command["what"] == "latency":
-                tell({"p50": await _latency(sessions[size], array, command["calls"])})
+                tell({"p50": await _latency(session, array, command["calls"])})
             else:
-                tell({"rate": await _rate(sessions[size], array, command["calls"], command["in_flight"])})
+                tell({"rate": await _rate(session, array, command["calls"], command["in_flight"])})
 
 
 async def _latency(session: object, array: np.ndarray, calls: int) -> float:

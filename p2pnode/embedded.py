@@ -218,7 +218,14 @@ class EmbeddedBackend:
         node = self._thread.node
         if name == "offers":
             found = self._thread.call(node.market.fetch_offers, list(node.transport.links().values()))
-            return [{"provider": node_text(item.provider), **to_builtins(item.offer)} for item in found.values()]
+            return [
+                {
+                    "provider": node_text(item.provider),
+                    **to_builtins(item.offer),
+                    "models": [id_text(MODEL, m) for m in item.offer.models],
+                }
+                for item in found.values()
+            ]
         if name == "models":
             return [
                 {

@@ -69,6 +69,28 @@ class MapProgress:
         return asdict(self)
 
 
+def past_progress(description: Mapping[str, Any]) -> MapProgress:
+    """Give the progress of a job that does not run now, from its description."""
+    counts = description["items_by_state"]
+    return MapProgress(
+        state=description["state"],
+        done=counts.get("done", 0),
+        failed=counts.get("failed", 0),
+        total=description["items"],
+        rows=0,
+        in_flight=0,
+        providers=0,
+        rate=0.0,
+        spent=description["spent_microcredits"],
+        reserved=description["promised_microcredits"],
+        expected_total=None,
+        eta_seconds=None,
+        waits_for=description["waits_for"],
+        end_reason=description["end_reason"],
+        detail=description["end_detail"],
+    )
+
+
 class MapRun:
     """A running map. budget: holds what earlier attempts spent. spec: with its outputs named and its paths absolute."""
 
@@ -156,7 +178,7 @@ class MapRun:
             else:
                 await self._environment.executor.run(remove_parts, self._output)
         self.finished = finished
-        self._tell()
+        self.tell()
         return finished
 
     async def _loop(self) -> Finished:
@@ -169,7 +191,7 @@ class MapRun:
                     return effect
                 await self._perform(effect)
             self._tend_lanes()
-            self._tell()
+            self.tell()
             event = None
             with trio.move_on_at(trio.current_time() + min(self._machine.deadline(now) - now, 1.0)):
                 event = await self._receive.receive()
@@ -391,7 +413,8 @@ class MapRun:
         # The channel holds more events than there can be copies in flight, so this never overflows.
         self._send.send_nowait(event)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Wake whoever follows the progress."""
         self.changed.set()
         self.changed = trio.Event()
 

@@ -4,6 +4,7 @@ Every job has a row before anything is sent and exactly one end reason after. Mo
 layers are given as they are: `market` quotes and orders, `work` runs locally, `models` holds the files.
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +20,13 @@ from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.datasets import fingerprint, open_dataset
 from p2pnode.jobs.feeds import as_values, value_info
 from p2pnode.jobs.job_book import JobBook, map_key
-from p2pnode.jobs.map_runs import MapRun
+from p2pnode.jobs.map_runs import MapRun, past_progress
 from p2pnode.jobs.outputs import claim_parts, output_kind
 from p2pnode.jobs.retries import reason_of
 from p2pnode.jobs.sessions import Answer, Local, ModelView, Session
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec, Terms
-from p2pnode.jobs.suppliers import Suppliers, grown_shapes, input_shapes
+from p2pnode.jobs.suppliers import Suppliers, input_shapes
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.wire.tensors import decode_values, encode_values
@@ -108,7 +109,7 @@ class JobService:
         job = await self.book.new("run", spec.model, model.model_id, spec.terms, items=1)
         session = Session(
             self.suppliers, self._environment, model, spec.terms, Budget(spec.terms.max_total),
-            local=self._local(model.model_id, spec.terms), job=job,
+            local=self._local(model.model_id, spec.terms), job=job, is_single=True,
         )  # fmt: skip
         self._sessions[job] = session
         try:
@@ -127,9 +128,7 @@ class JobService:
         """Give what a run would do, and spend nothing: providers in order with prices, rejected peers with reasons, the risk."""
         model = await self.model(spec.model)
         shapes = input_shapes(as_values(model.inputs, spec.inputs))
-        placement = await self.suppliers.place(model.model_id, grown_shapes(shapes, model.inputs), spec.terms)
-        if placement.best is None:
-            placement = await self.suppliers.place(model.model_id, shapes, spec.terms)
+        placement = await self.suppliers.place(model.model_id, shapes, self._limited(spec.terms))
         best = placement.best
         return {
             "model": id_text(MODEL, model.model_id),
@@ -145,8 +144,9 @@ class JobService:
 
         A map that is complete, and whose output is still there, is not done again: its job id is given at once.
         """
-        data, output = await trio.Path(spec.data).resolve(), await trio.Path(spec.output).resolve()
-        spec = replace(spec, data=str(data), output=str(output), terms=self._limited(spec.terms))
+        run = self._environment.executor.run
+        data, output = await run(os.path.realpath, spec.data), await run(os.path.realpath, spec.output)
+        spec = replace(spec, data=data, output=output, terms=self._limited(spec.terms))
         model = await self.model(spec.model)
         spec = replace(spec, outputs=spec.outputs or tuple(info.name for info in model.outputs))
         unknown = set(spec.outputs) - {info.name for info in model.outputs}
@@ -159,7 +159,7 @@ class JobService:
             raise ConfigError(f"{spec.data} makes {dataset.items} items; between 1 and {self._settings.items_max} are possible")
         kind = output_kind(Path(spec.output), dataset.kind)
         key = map_key(spec, model.model_id, fingerprint(Path(spec.data)))
-        stands = await trio.Path(spec.output).exists()
+        stands = await self._environment.executor.run(os.path.exists, spec.output)
         job, row, spent = await self.book.map_row(spec, model.model_id, key, dataset.items, frozenset(self._maps), stands)
         if job in self._maps or row.state == "ended":
             return job
@@ -177,16 +177,17 @@ class JobService:
 
     async def events(self, job: bytes) -> AsyncIterator[dict[str, Any]]:
         """Give a map's progress each time it changed (at most ten times a second), the last time when it has ended."""
-        while (run := self._maps.get(job)) is not None and run.finished is None:
+        run = self._maps.get(job)
+        if run is None:
+            yield past_progress(await self.book.describe(job)).as_json()
+            return
+        while not run.ended.is_set():
             changed = run.changed
             yield run.progress().as_json()
             await trio.sleep(0.1)
             with trio.move_on_after(1.0):
                 await changed.wait()
-        if run is not None:
-            yield run.progress().as_json()
-            return
-        yield await self.describe(job)
+        yield run.progress().as_json()
 
     async def wait(self, job: bytes) -> dict[str, Any]:
         """Wait until a map has ended and give its description."""
@@ -246,7 +247,7 @@ class JobService:
 
     async def model(self, text: str) -> ModelView:
         """Give what is known of a model, for a path, an id or the start of one. Raises ConfigError, WorkError."""
-        is_file = await trio.Path(text).is_file()
+        is_file = await self._environment.executor.run(os.path.isfile, text)
         if text.endswith(".onnx") and not is_file:
             raise ConfigError(f"there is no file {text}")
         if is_file:
@@ -319,6 +320,7 @@ class JobService:
         await self.book.end(job, finished.end, f"{reason}{finished.detail}".rstrip(": "))
         self._maps.pop(job, None)
         run.ended.set()
+        run.tell()
 
 
 def end_of(error: Exception) -> EndReason:

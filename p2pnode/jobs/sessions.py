@@ -54,12 +54,12 @@ class ModelView:
 class Session:
     """Open until `aclose`. Made by `JobService.session`; inputs and outputs describe the model.
 
-    local: runs a call in this node's own sandbox, None when the terms forbid it.
+    local: runs a call in this node's own sandbox, None when the terms forbid it. is_single: one call is all there will be.
     """
 
     def __init__(
         self, suppliers: Suppliers, environment: Environment, model: ModelView, terms: Terms, budget: Budget, *,
-        local: Local | None = None, job: bytes | None = None,
+        local: Local | None = None, job: bytes | None = None, is_single: bool = False,
     ) -> None:  # fmt: skip
         self._suppliers = suppliers
         self._clock = environment.clock
@@ -71,6 +71,7 @@ class Session:
         self.terms = terms
         self.budget = budget
         self._local = local
+        self._is_single = is_single
         self.job = job
         self._supplies: list[Supply] = []
         self._ordering = trio.Lock()
@@ -170,8 +171,8 @@ class Session:
             if supply is not None:
                 return supply
             await self._drop_unusable()
-            wanted = grown_shapes(shapes, self.inputs)
-            placement = await self._suppliers.place(self.model_id, wanted, self.terms)
+            wanted = shapes if self._is_single else grown_shapes(shapes, self.inputs)
+            placement = await self._suppliers.place(self.model_id, wanted, self.terms, actual=shapes)
             if placement.best is None and wanted != shapes:
                 # The rounded-up shape may be over a provider's limit, or the owner's, where the exact one is not.
                 wanted, placement = shapes, await self._suppliers.place(self.model_id, shapes, self.terms)

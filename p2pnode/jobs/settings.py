@@ -49,5 +49,5 @@ class JobSettings:
     latency_weight: float = 0.5
     agreement_seconds: float = 3600.0
     agreement_amount_max: int = 10_000_000
-    slice_calls: int = 64
+    slice_calls: int = 512
     slice_seconds: float = 30.0

@@ -21,7 +21,7 @@ from p2pnode.jobs.retries import BanBook, reason_of
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.jobs.spec import Terms
 from p2pnode.market.negotiation import OrderTerms
-from p2pnode.market.pricing import largest_amount
+from p2pnode.market.pricing import call_amount, shapes_elements
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.wire.messages.market import InputShape
 
@@ -172,8 +172,13 @@ class Suppliers:
         """Say whether any peer is connected at all."""
         return bool(self._links())
 
-    async def place(self, model_id: bytes, shapes: Shapes, terms: Terms, exclude: frozenset[bytes] = frozenset()) -> Placement:
-        """Ask the linked providers for quotes and rank them. Cancelling leaves nothing behind."""
+    async def place(
+        self, model_id: bytes, shapes: Shapes, terms: Terms, exclude: frozenset[bytes] = frozenset(), actual: Shapes = ()
+    ) -> Placement:
+        """Ask the linked providers for quotes up to `shapes` and rank them by the price of one call of the `actual` ones.
+
+        Cancelling leaves nothing behind.
+        """
         await self._somebody(terms)
         now = self._environment.clock.monotonic()
         rejected: list[Rejected] = []
@@ -190,7 +195,8 @@ class Suppliers:
             else:
                 rejected.append(refusal)
         candidates: list[Candidate] = []
-        await self._gather(self._promising(asked, model_id, rejected), model_id, shapes, terms, candidates, rejected)
+        quoting = _Quoting(model_id, shapes, shapes_elements(actual or shapes), terms, candidates, rejected)
+        await self._gather(self._promising(asked, model_id, rejected), quoting)
         for refusal in rejected:
             self.refusals[refusal.reason.value] += 1
         return place(candidates, terms, self.settings.latency_weight, rejected)
@@ -205,24 +211,22 @@ class Suppliers:
                 return
             await trio.sleep(0.05)
 
-    async def _gather(
-        self, asked: list[tuple[bytes, Any]], model_id: bytes, shapes: Shapes, terms: Terms,
-        candidates: list[Candidate], rejected: list[Rejected],
-    ) -> None:  # fmt: skip
+    async def _gather(self, asked: list[tuple[bytes, Any]], quoting: "_Quoting") -> None:
         """Quote all at once. One who first has to fetch the model delays the others by the match deadline at most."""
         progress = [trio.Event()]
 
         async def one(peer: bytes, link: Any) -> None:
-            await self._quote(peer, link, model_id, shapes, terms, candidates, rejected)
+            await self._quote(peer, link, quoting)
             progress[0].set()
 
         async def lose_patience(scope: trio.CancelScope) -> None:
             await trio.sleep(self.settings.match_seconds)
-            while not candidates:
+            while not quoting.candidates:
                 progress[0] = trio.Event()
                 await progress[0].wait()
-            heard = {item.peer for item in candidates} | {item.peer for item in rejected}
-            rejected.extend(Rejected(peer, Reason.TOO_SLOW, "no quote in time") for peer, _ in asked if peer not in heard)
+            heard = {item.peer for item in quoting.candidates} | {item.peer for item in quoting.rejected}
+            late = [peer for peer, _ in asked if peer not in heard]
+            quoting.rejected.extend(Rejected(peer, Reason.TOO_SLOW, "no quote in time") for peer in late)
             scope.cancel()
 
         async with trio.open_nursery() as outer:
@@ -296,13 +300,12 @@ class Suppliers:
         record = self._histories.get((peer, model_id))
         return 0.5 if record is None else (record.accepted + 1.0) / (record.accepted + record.failed + 2.0)
 
-    async def _quote(
-        self, peer: bytes, link: Any, model_id: bytes, shapes: Shapes, terms: Terms,
-        candidates: list[Candidate], rejected: list[Rejected],
-    ) -> None:  # fmt: skip
+    async def _quote(self, peer: bytes, link: Any, quoting: "_Quoting") -> None:
+        model_id, rejected = quoting.model_id, quoting.rejected
         try:
             with trio.fail_after(self.settings.transfer_seconds):
-                quote = await self._market.quote(link, model_id, shapes, terms.numeric_class)
+                quote = await self._market.quote(link, model_id, quoting.shapes, quoting.terms.numeric_class)
+            price = call_amount(quote.document, quoting.elements)
         except trio.TooSlowError:
             rejected.append(Rejected(peer, Reason.TOO_SLOW, "no quote in time"))
             return
@@ -311,10 +314,10 @@ class Suppliers:
             rejected.append(Rejected(peer, reason_of(error), getattr(error, "detail", "") or str(error)))
             return
         record = self._histories.get((peer, model_id))
-        candidates.append(
+        quoting.candidates.append(
             Candidate(
                 peer=peer,
-                price=largest_amount(quote.document),
+                price=price,
                 expected_seconds=quote.document.expected_us / 1e6,
                 measured_seconds=record.latencies.median_seconds if record else None,
                 accepted=record.accepted if record else 0.0,
@@ -322,6 +325,18 @@ class Suppliers:
                 quote=quote,
             )
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Quoting:
+    """One round of quotes. elements: of one actual call."""
+
+    model_id: bytes
+    shapes: Shapes
+    elements: int
+    terms: Terms
+    candidates: list[Candidate]
+    rejected: list[Rejected]
 
 
 def no_provider(placement: Placement, terms: Terms) -> Refused:

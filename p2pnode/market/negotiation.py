@@ -125,8 +125,10 @@ def make_order(
     anchor: bytes, now_ms: int, nonce: bytes,
 ) -> Order:  # fmt: skip
     """Give a client's order, to be signed. Raises Refused(BUDGET) when not even one call fits, EXPIRED for an old quote."""
-    slice_amount = quote.slice_amount_max if terms.slice_amount is None else min(terms.slice_amount, quote.slice_amount_max)
-    slice_amount = max(slice_amount, largest_amount(quote))
+    slice_calls = terms.slice_calls or settings.slice_calls
+    # More than a slice's calls can cost is never at risk; asking for it would only use up the credit of other agreements.
+    wanted = slice_calls * largest_amount(quote) if terms.slice_amount is None else terms.slice_amount
+    slice_amount = max(min(wanted, quote.slice_amount_max), largest_amount(quote))
     if terms.amount_max < min(largest_amount(quote), slice_amount):
         raise Refused(Reason.BUDGET, f"one call may cost {largest_amount(quote)} micro-credits, the limit is {terms.amount_max}")
     if quote.expires_ms <= now_ms:
@@ -141,7 +143,7 @@ def make_order(
         deadline_ms=now_ms + round(lifetime * 1000),
         audit_ppm=terms.audit_ppm,
         auditors=terms.auditors,
-        slice_calls=terms.slice_calls or settings.slice_calls,
+        slice_calls=slice_calls,
         slice_ms=round((terms.slice_seconds or settings.slice_seconds) * 1000),
         slice_amount=slice_amount,
         chain_anchor=anchor,

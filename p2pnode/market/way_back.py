@@ -33,7 +33,7 @@ class PurchaseSurroundings:
     pins: Pins
     violated: Callable[[Any, Reason], None]
     connect: Callable[[bytes], Any]
-    finished: Callable[["ClientAgreement"], None]
+    finished: Callable[[Any], None]
 
 
 class WayBack:

@@ -176,7 +176,7 @@ class ClientConfig:
     providers_deny: tuple[bytes, ...] = setting((), listed(identifier(ids.NODE)), "Nodes never to buy from.")
     local_fallback: bool = setting(False, BOOLEAN, "Run on this machine when nobody else can.")
     share_worker: bool = setting(True, BOOLEAN, "Let a provider run this node's calls in a worker that it shares with others.")
-    slice_calls: int = setting(64, whole(1, 4096), "Calls per receipt at most.")
+    slice_calls: int = setting(512, whole(1, 4096), "Calls per receipt at most.")
     slice_time: float = setting(30.0, DURATION, "Time per receipt at most.")
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 import trio
+from onnxruntime.capi import onnxruntime_pybind11_state as engine
 
 from p2pnode.environment import Buffer, Slot, Worker, WorkerLimits, WorkerModel, WorkerOutcome
 from p2pnode.errors import ProtocolViolation, WorkError
@@ -27,6 +28,14 @@ from p2pnode.wire.messages.work import ValueHeader
 from p2pnode.work import inspection
 
 _ALIGNMENT: Final = 64
+# What a session raises: its own classes, which share no base but Exception, and what Python and C++ exceptions become.
+_ENGINE_ERRORS: Final = (
+    *(kind for kind in vars(engine).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+)
 # (model id, input headers) -> virtual seconds in the worker.
 SecondsOf = Callable[[bytes, Sequence[ValueHeader]], float]
 
@@ -226,7 +235,7 @@ class InlineWorker:
             headers, chunks, size = tensors.encode_values(results)
         except (ProtocolViolation, WorkError) as error:
             return WorkerOutcome(call.call_id, seconds=seconds, reason=error.reason.value, detail=error.detail)
-        except Exception as error:  # ONNX Runtime raises whatever pybind makes of it; the call failed, not the node
+        except _ENGINE_ERRORS as error:
             detail = f"{type(error).__name__}: {error}"
             return WorkerOutcome(call.call_id, seconds=seconds, reason=_reason_of(detail).value, detail=detail)
         payload = _aligned(size)
@@ -259,7 +268,7 @@ def _load(model: WorkerModel) -> Any:
         options.add_external_initializers(list(values), list(values.values()))
     try:
         session = onnxruntime.InferenceSession(model.graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises whatever pybind makes of it; the model is at fault
+    except _ENGINE_ERRORS as error:
         raise WorkError(Reason.BAD_MODEL, f"{type(error).__name__}: {error}") from error
     # The session reads the initialisers where they lie.
     return _Session(session, (values, model.blob))

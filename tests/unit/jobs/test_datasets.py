@@ -91,7 +91,7 @@ def test_csv_columns_by_name_by_number_and_with_gaps(tmp_path):
     item = open_dataset(path, [X, Y], 2).read(0)
     assert item["y"].tolist() == [7, 8]
     assert np.isnan(item["x"][0, 1])
-    path.write_text("text\nhello\n\"a,b\"\n")
+    path.write_text('text\nhello\n"a,b"\n')
     assert open_dataset(path, [ValueInfo("text", "tensor(string)", (None,))], 2).read(0)["text"].tolist() == ["hello", "a,b"]
 
 

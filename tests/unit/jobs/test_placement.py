@@ -47,7 +47,8 @@ def test_provider_and_deny_are_checked_before_anybody_is_asked():
 
 def test_equal_quotes_give_the_same_choice_in_any_order():
     candidates = [Candidate(peer, 100, 0.1) for peer in (C, A, B)]
-    orders = {tuple(item.candidate.peer for item in place(list(order), Terms(), 0.5).ranked) for order in (candidates, candidates[::-1])}
+    placements = [place(order, Terms(), 0.5) for order in (candidates, candidates[::-1])]
+    orders = {tuple(item.candidate.peer for item in placement.ranked) for placement in placements}
     assert orders == {(A, B, C)}
 
 

@@ -114,7 +114,13 @@ def nested_if(depth: int) -> bytes:
 @pytest.fixture
 def onnx_models() -> SimpleNamespace:
     return SimpleNamespace(
-        model_of=model_of, value=value, linear=linear, double=double, batch_mean=batch_mean, random=random_model, nested_if=nested_if
+        model_of=model_of,
+        value=value,
+        linear=linear,
+        double=double,
+        batch_mean=batch_mean,
+        random=random_model,
+        nested_if=nested_if,
     )
 
 

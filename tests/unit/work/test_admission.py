@@ -81,7 +81,9 @@ def test_settings_are_applied_live() -> None:
     assert gate.check(ALICE, MODEL, 0.0) is Reason.DENIED
 
 
-@pytest.mark.parametrize(("queued", "own", "size", "busy"), [(9, 4, 99, False), (10, 4, 99, True), (9, 5, 99, True), (9, 4, 101, True)])
+@pytest.mark.parametrize(
+    ("queued", "own", "size", "busy"), [(9, 4, 99, False), (10, 4, 99, True), (9, 5, 99, True), (9, 4, 101, True)]
+)
 def test_the_queue_has_three_bounds(queued: int, own: int, size: int, busy: bool) -> None:
     gate = admission(queue_max=10, queue_per_owner_max=5, queue_bytes_max=100)
     assert (gate.check_queue(queued, own, size) is Reason.BUSY) is busy

@@ -18,19 +18,25 @@ def floats(name: str, *shape: int) -> Any:
 
 def one(onnx_models: Any, node: Any, inputs: dict[str, Any], initializers: Any = (), dtype: int = FLOAT) -> Any:
     outputs = [onnx_models.value(name, dtype, None) for name in node.output if name]
-    return onnx_models.model_of([node], [onnx_models.value(n, FLOAT, shape) for n, shape in inputs.items()], outputs, initializers)
+    return onnx_models.model_of(
+        [node], [onnx_models.value(n, FLOAT, shape) for n, shape in inputs.items()], outputs, initializers
+    )
+
+
+def node(kind: str, inputs: str, **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs.split(), ["y"], **attributes)
 
 
 CASES = [
     # 2 x out x K
     (helper.make_node("MatMul", ["x", "w"], ["y"]), {"x": ["N", 8]}, [floats("w", 8, 5)], {"x": (3, 8)}, 2 * 15 * 8),
-    (helper.make_node("MatMul", ["x", "z"], ["y"]), {"x": [None] * 3, "z": [None] * 3}, [], {"x": (2, 3, 4), "z": (2, 4, 5)}, 240),
-    (helper.make_node("Gemm", ["x", "w", "b"], ["y"]), {"x": ["N", 8]}, [floats("w", 8, 5), floats("b", 5)], {"x": (3, 8)}, 15 * 17),
+    (node("MatMul", "x z"), {"x": [None] * 3, "z": [None] * 3}, [], {"x": (2, 3, 4), "z": (2, 4, 5)}, 240),
+    (node("Gemm", "x w b"), {"x": ["N", 8]}, [floats("w", 8, 5), floats("b", 5)], {"x": (3, 8)}, 15 * 17),
     (helper.make_node("Gemm", ["x", "w"], ["y"], transA=1), {"x": [8, "N"]}, [floats("w", 8, 5)], {"x": (8, 3)}, 15 * 16),
     # 2 x out x filter: out 1 x 6 x 8 x 8, filter 3 x 3 x 3
-    (helper.make_node("Conv", ["x", "w"], ["y"]), {"x": [1, 3, "H", "W"]}, [floats("w", 6, 3, 3, 3)], {"x": (1, 3, 10, 10)}, 2 * 384 * 27),
+    (node("Conv", "x w"), {"x": [1, 3, "H", "W"]}, [floats("w", 6, 3, 3, 3)], {"x": (1, 3, 10, 10)}, 2 * 384 * 27),
     # grouped: each filter sees one channel
-    (helper.make_node("Conv", ["x", "w"], ["y"], group=6), {"x": [1, 6, "H", "W"]}, [floats("w", 6, 1, 3, 3)], {"x": (1, 6, 10, 10)}, 2 * 384 * 9),
+    (node("Conv", "x w", group=6), {"x": [1, 6, "H", "W"]}, [floats("w", 6, 1, 3, 3)], {"x": (1, 6, 10, 10)}, 2 * 384 * 9),
     (helper.make_node("ConvTranspose", ["x", "w"], ["y"]), {"x": [1, 3, 4, 4]}, [floats("w", 3, 5, 2, 2)], {}, 2 * 48 * 20),
     (helper.make_node("Add", ["x", "x"], ["y"]), {"x": ["N", 4]}, [], {"x": (5, 4)}, 20),
     (helper.make_node("Softmax", ["x"], ["y"]), {"x": ["N", 4]}, [], {"x": (5, 4)}, 100),
@@ -50,15 +56,17 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("node", "inputs", "initializers", "shapes", "wanted"), CASES, ids=lambda each: getattr(each, "op_type", ""))
-def test_single_operators(onnx_models: Any, node: Any, inputs: Any, initializers: Any, shapes: Any, wanted: int) -> None:
-    assert operations(one(onnx_models, node, inputs, initializers), shapes) == wanted
+@pytest.mark.parametrize(
+    ("operator", "inputs", "initializers", "shapes", "wanted"), CASES, ids=lambda each: getattr(each, "op_type", "")
+)
+def test_single_operators(onnx_models: Any, operator: Any, inputs: Any, initializers: Any, shapes: Any, wanted: int) -> None:
+    assert operations(one(onnx_models, operator, inputs, initializers), shapes) == wanted
 
 
 def test_attention_grows_with_the_square_of_the_length(onnx_models: Any) -> None:
-    node = helper.make_node("MultiHeadAttention", ["q", "k", "v"], ["y"], domain="com.microsoft", num_heads=2)
-    model = one(onnx_models, node, dict.fromkeys("qkv", ["B", "S", 8]))
-    short, long = (operations(model, {name: (1, size, 8) for name in "qkv"}) for size in (16, 32))
+    attention = node("MultiHeadAttention", "q k v", domain="com.microsoft", num_heads=2)
+    model = one(onnx_models, attention, {name: ["B", "S", 8] for name in ("q", "k", "v")})
+    short, long = (operations(model, dict.fromkeys(("q", "k", "v"), (1, size, 8))) for size in (16, 32))
     # 4 E(Q) T for the two products, 5 E(Q) T / head for the softmax.
     assert short == 4 * 128 * 16 + 5 * 128 * 16 // 4
     assert long == 4 * short
@@ -68,7 +76,9 @@ def test_trees_cost_by_depth_not_by_nodes(onnx_models: Any) -> None:
     def forest(trees: int, nodes: int) -> Any:
         ids = [tree for tree in range(trees) for _ in range(nodes)]
         return one(
-            onnx_models, helper.make_node("TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", nodes_treeids=ids), {"x": ["N", 3]}
+            onnx_models,
+            helper.make_node("TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", nodes_treeids=ids),
+            {"x": ["N", 3]},
         )
 
     assert operations(forest(10, 63), {"x": (4, 3)}) == 4 * 10 * (2 * 63).bit_length()

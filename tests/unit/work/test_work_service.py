@@ -33,6 +33,11 @@ async def settle() -> None:
         await trio.lowlevel.checkpoint()
 
 
+async def until(condition: Any) -> None:
+    while not condition():  # noqa: ASYNC110 - virtual time, and the condition is plain data
+        await trio.sleep(0.1)
+
+
 def collect() -> tuple[list[WorkOutcome], Any]:
     outcomes: list[WorkOutcome] = []
     return outcomes, outcomes.append
@@ -142,9 +147,7 @@ async def test_the_queue_is_bounded_and_served_by_priority_then_age(make_bench: 
         order: list[str] = []
 
         def submit(name: str, priority: int) -> None:
-            bench.service.submit(
-                bench.request(model_id, X, owner=ALICE, priority=priority), lambda outcome: order.append(name)
-            )
+            bench.service.submit(bench.request(model_id, X, owner=ALICE, priority=priority), lambda outcome: order.append(name))
 
         for name, priority in (("running", 9), ("old", 5), ("late", 9), ("new", 5), ("urgent", 0)):
             submit(name, priority)
@@ -176,8 +179,7 @@ async def test_a_queued_call_ends_at_its_deadline(make_bench: Any, onnx_models: 
         bench.service.submit(bench.request(model_id, X, owner=ALICE, timeout_seconds=90.0), on_done)
         bench.service.submit(bench.request(model_id, X, owner=ALICE, timeout_seconds=5.0), on_done)
         start = trio.current_time()
-        while not outcomes:
-            await trio.sleep(0.5)
+        await until(lambda: outcomes)
         assert outcomes[0].reason is Reason.DEADLINE
         assert trio.current_time() - start == pytest.approx(5.0, abs=0.6)
         assert bench.service.status()["calls_queued"] == 0
@@ -195,27 +197,23 @@ async def test_a_call_that_runs_too_long_is_killed_and_others_do_not_notice(
         bench.service.submit(bench.request(model_id, slow, owner=ALICE), bad[1])
         for _ in range(3):
             bench.service.submit(bench.request(model_id, X, owner=ALICE, timeout_seconds=60.0), good[1])
-        while len(good[0]) < 3:
-            await trio.sleep(0.1)
+        await until(lambda: len(good[0]) == 3)
         assert [outcome.reason for outcome in bad[0]] == [Reason.TIME_LIMIT]
         assert [outcome.reason for outcome in good[0]] == [None, None, None]
         assert len(runtime.workers) == 2
         assert bench.metrics.total("workers_died_total") == 1
 
 
-async def test_a_call_that_kills_its_worker_twice_is_not_tried_for_ever(make_bench: Any, onnx_models: Any) -> None:
+async def test_calls_behind_one_that_killed_the_worker_are_run_again(make_bench: Any, onnx_models: Any) -> None:
     async with make_bench(replace(BASE, workers_per_model_max=1)) as bench:
         model_id = await bench.add(onnx_models.double())
         outcomes, on_done = collect()
-        for round_number in range(2):
-            worker = only_worker(bench)
-            worker.is_held = True
-            if not round_number:
-                for _ in range(3):
-                    bench.service.submit(bench.request(model_id, X, owner=ALICE), on_done)
-            worker.kill()
-            await settle()
-        # The first of each round was running; the rest of the first round was given a second worker, whose death ends them.
+        only_worker(bench).is_held = True
+        for _ in range(3):
+            bench.service.submit(bench.request(model_id, X, owner=ALICE), on_done)
+        only_worker(bench).kill()
+        await settle()
+        # Only the first was running when the worker died; the others are done by the next one.
         assert [outcome.reason for outcome in outcomes] == [Reason.WORKER_DIED] + [None] * 2
 
 
@@ -409,8 +407,7 @@ async def test_more_workers_come_when_calls_pile_up(make_bench: Any, onnx_models
         start = trio.current_time()
         for _ in range(9):
             bench.service.submit(bench.request(model_id, X, owner=ALICE), on_done)
-        while len(outcomes) < 9:
-            await trio.sleep(0.1)
+        await until(lambda: len(outcomes) == 9)
         assert len(runtime.workers) == 3
         assert trio.current_time() - start < 4.5
 
@@ -535,3 +532,95 @@ async def test_random_models_say_so(make_bench: Any, onnx_models: Any) -> None:
         facts = bench.service.facts(model_id)
         assert facts.random_operators
         assert not facts.batchable
+
+
+@pytest.fixture(params=["inline", pytest.param("real", marks=pytest.mark.slow)])
+def any_bench(request: Any, make_bench: Any) -> Any:
+    """The same promises on both runtimes: the inline one stands in for the sandboxed one only as long as these pass on both."""
+
+    def make(settings: WorkSettings = BASE) -> Any:
+        if request.param == "inline":
+            return make_bench(settings, InlineRuntime())
+        from p2pnode.work.runtime import SandboxRuntime
+
+        return make_bench(replace(settings, sandbox_min="reduced"), SandboxRuntime())
+
+    return make
+
+
+async def test_both_runtimes_give_the_engine_s_answers(any_bench: Any, onnx_models: Any) -> None:
+    async with any_bench() as bench:
+        model_id = await bench.add(onnx_models.linear())
+        facts = bench.service.facts(model_id)
+        assert facts.seconds_per_call >= 0
+        assert await facts.operations({"x": (3, 32)}) == 2 * 96 * 32
+        x = np.random.default_rng(0).random((3, 32), np.float32)
+        weights = np.arange(1024, dtype=np.float32).reshape(32, 32) / 1024
+        request = bench.request(model_id, {"x": x}, owner=ALICE)
+        view = bench.service.reserve(model_id, len(request.payload), ALICE)
+        view[:] = request.payload
+        for payload in (view, request.payload):
+            outcome = await bench.service.execute(replace(request, payload=payload))
+            assert outcome.reason is None
+            answer = tensors.decode_values(outcome.headers, outcome.payload)["y"]
+            np.testing.assert_allclose(answer, x @ weights, rtol=1e-5)
+
+
+async def test_both_runtimes_fail_bad_inputs_alike(any_bench: Any, onnx_models: Any) -> None:
+    async with any_bench() as bench:
+        model_id = await bench.add(onnx_models.double())
+        for values, reason in (
+            ({"z": X["x"]}, Reason.MISSING_INPUT),
+            ({"x": X["x"].astype(np.float64)}, Reason.WRONG_DTYPE),
+            ({"x": np.zeros((2, 5), np.float32)}, Reason.WRONG_SHAPE),
+        ):
+            assert await bench.call(model_id, values, owner=ALICE) is reason
+        assert np.array_equal((await bench.call(model_id, X, owner=ALICE))["y"], X["x"] * 2)
+
+
+async def test_both_runtimes_batch_and_give_every_call_its_own(any_bench: Any, onnx_models: Any) -> None:
+    async with any_bench(BATCHING) as bench:
+        model_id = await bench.add(onnx_models.double())
+        answers: dict[int, Any] = {}
+        tickets = []
+        for number in range(20):
+
+            def keep(outcome: WorkOutcome, number: int = number) -> None:
+                answers[number] = bytes(outcome.payload)
+
+            values = {"x": np.full((1, 4), number, np.float32)}
+            tickets.append(bench.service.submit(bench.request(model_id, values, owner=ALICE), keep))
+        with trio.fail_after(10):
+            await bench.service.wait_quiet()
+        for number in range(20):
+            assert answers[number] == np.full(4, 2 * number, np.float32).tobytes()
+        assert bench.metrics.value("batch_items_total") > 10
+        for ticket in tickets:
+            ticket.release()
+
+
+async def test_both_runtimes_replace_a_killed_worker(any_bench: Any, onnx_models: Any) -> None:
+    async with any_bench() as bench:
+        model_id = await bench.add(onnx_models.double())
+        outcomes, on_done = collect()
+        for _ in range(3):
+            bench.service.submit(bench.request(model_id, X, owner=ALICE), on_done)
+        next(iter(bench.service._pool)).worker.kill()
+        with trio.fail_after(10):
+            await bench.service.wait_quiet()
+        reasons = [outcome.reason for outcome in outcomes]
+        assert len(reasons) == 3
+        assert reasons.count(Reason.WORKER_DIED) <= 1
+        assert np.array_equal((await bench.call(model_id, X, owner=ALICE))["y"], X["x"] * 2)
+
+
+async def test_both_runtimes_refuse_bad_models_in_the_child(any_bench: Any, onnx_models: Any, tmp_path: Any) -> None:
+    async with any_bench() as bench:
+        for name, content, reason in (
+            ("junk.onnx", b"no model at all", Reason.NOT_ONNX),
+            ("deep.onnx", onnx_models.nested_if(500), Reason.TOO_DEEP),
+        ):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(WorkError) as caught:
+                await bench.store.add_file(tmp_path / name)
+            assert caught.value.reason is reason
