@@ -18,7 +18,7 @@ from p2pnode.reasons import Reason
 
 
 class P2PNodeError(Exception):
-    """Something went wrong inside p2pnode. Run the command again with --log-level debug and report what it prints."""
+    """Something went wrong inside p2pnode. Set P2PNODE_DEBUG=1, run the command again, and report what it prints."""
 
 
 class ConfigError(P2PNodeError):
@@ -30,7 +30,7 @@ class PeerError(P2PNodeError):
 
 
 class Unreachable(PeerError):
-    """No connection to the other node could be made. Check that it runs and see `p2pnode net doctor`."""
+    """No connection to the other node could be made. Check that it runs and see `p2pnode net peers`."""
 
 
 class ProtocolViolation(PeerError):
@@ -46,7 +46,7 @@ class ProtocolViolation(PeerError):
 
 
 class Refused(PeerError):
-    """The other node refused. The reason says why; `p2pnode offers search` shows who else could do it."""
+    """The other node refused. The reason says why; `p2pnode offers list` shows who else could do it."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}" if detail else reason.value)

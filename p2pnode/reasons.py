@@ -202,6 +202,8 @@ MEANINGS: dict[Reason | EndReason, str] = {
     Reason.CHEQUE_MISMATCH: "the cheque does not cover the receipt",
     Reason.UNPAID: "a receipt was not paid in time",
     Reason.BUDGET: "the budget is spent",
+    Reason.UNKNOWN_CALL: "a call that was never executed: it costs nothing",
+    Reason.OUTPUT_GONE: "an answer that is no longer kept: sent again, the call runs again without charge",
     Reason.INTERNAL: "the node's own fault",
     EndReason.COMPLETED: "everything was done",
     EndReason.CANCELLED: "the client cancelled it",

@@ -195,7 +195,7 @@ def known_commands() -> set[str]:
 
 def named_commands(text: str) -> Iterator[str]:
     """Give the words behind `p2pnode` in code spans and console lines, up to the first that is no command's name."""
-    for found in re.findall(r"(?:`|^\$ |^)p2pnode ([a-z][a-z -]*)", text, re.M):
+    for found in re.findall(r"(?:`|^\$ )p2pnode ([a-z][a-z -]*)", text, re.M):
         yield found.split(" -")[0].strip()
 
 

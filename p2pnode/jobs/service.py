@@ -144,8 +144,8 @@ class JobService:
 
         A map that is complete, and whose output is still there, is not done again: its job id is given at once.
         """
-        run = self._environment.executor.run
-        data, output = await run(os.path.realpath, spec.data), await run(os.path.realpath, spec.output)
+        elsewhere = self._environment.executor.run
+        data, output = await elsewhere(os.path.realpath, spec.data), await elsewhere(os.path.realpath, spec.output)
         spec = replace(spec, data=data, output=output, terms=self._limited(spec.terms))
         model = await self.model(spec.model)
         spec = replace(spec, outputs=spec.outputs or tuple(info.name for info in model.outputs))

@@ -29,7 +29,7 @@ from p2pnode.work import inspection
 
 _ALIGNMENT: Final = 64
 # What a session raises: its own classes, which share no base but Exception, and what Python and C++ exceptions become.
-_ENGINE_ERRORS: Final = (
+_ENGINE_ERRORS: Final[tuple[type[Exception], ...]] = (
     *(kind for kind in vars(engine).values() if isinstance(kind, type) and issubclass(kind, Exception)),
     RuntimeError,
     ValueError,

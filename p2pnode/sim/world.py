@@ -147,7 +147,10 @@ def run_world(
 
 
 class _deterministic:
-    """Trio picks the order of runnable tasks by its own generator; for this block it is a seeded one."""
+    """Trio picks the order of runnable tasks by its own generator; for this block it is a seeded one.
+
+    Threads are forbidden meanwhile: virtual time runs on while a thread works, so two runs would differ.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -157,8 +160,15 @@ class _deterministic:
 
         self._scheduler: Any = scheduler
         self._former = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
+        self._threads = trio.to_thread.run_sync
+        trio.to_thread.run_sync = _no_threads  # type: ignore[assignment]
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
         scheduler._r = random.Random(self._seed)
 
     def __exit__(self, *_: object) -> None:
+        trio.to_thread.run_sync = self._threads
         self._scheduler._ALLOW_DETERMINISTIC_SCHEDULING, self._scheduler._r = self._former
+
+
+async def _no_threads(function: Any, *arguments: Any, **options: Any) -> Any:
+    raise RuntimeError(f"a simulation has no threads; run {function} through environment.executor")

@@ -89,7 +89,7 @@ class Admission:
         return reason
 
     def look(self, client: bytes, model_id: bytes, now: float) -> Reason | None:
-        """Give what `check` would, without counting: for offers and quotes. An empty client is the owner, who is never refused."""
+        """Give what `check` would, without counting. An empty client is the owner, who is never refused."""
         if not client:
             return None
         if self._draining:

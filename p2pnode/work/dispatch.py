@@ -25,7 +25,8 @@ from p2pnode.work.pool import LOCAL, SHARED, Handle, Pool
 from p2pnode.work.reservations import Reservations
 from p2pnode.work.settings import WorkSettings
 
-_ATTEMPTS_MAX: Final = 2
+# Once in a batch that failed, once behind a call that killed the worker, once more.
+_ATTEMPTS_MAX: Final = 3
 _REMEMBERED_MAX: Final = 256
 _SECONDS_MIN: Final = 0.001
 _REASONS: Final = {reason.value: reason for reason in Reason}
@@ -170,9 +171,8 @@ class Dispatcher:
     def expire(self, now: float) -> None:
         """End the queued calls whose deadline has passed."""
         for ticket in self._backlogs.tickets():
-            if now >= ticket.deadline and self._take_out(ticket):
-                self._admission.count(Reason.DEADLINE)
-                self._finish(ticket, WorkOutcome(reason=Reason.DEADLINE, detail="it waited in the queue until its deadline"))
+            if now >= ticket.deadline:
+                self._expire(ticket)
 
     def fail(self, reason: Reason, detail: str, keys: Iterable[BacklogKey] | None = None) -> None:
         """End all queued calls, or those of some backlogs."""
@@ -209,6 +209,11 @@ class Dispatcher:
             batch_due = now + self.settings.batch_delay_seconds if ticket.batch_key is not None else ticket.deadline
             self.on_wait(min(ticket.deadline, batch_due))
 
+    def _expire(self, ticket: WorkTicket) -> None:
+        if self._take_out(ticket):
+            self._admission.count(Reason.DEADLINE)
+            self._finish(ticket, WorkOutcome(reason=Reason.DEADLINE, detail="it waited in the queue until its deadline"))
+
     def _take_out(self, ticket: WorkTicket) -> bool:
         if not self._backlogs.remove(ticket):
             return False
@@ -223,6 +228,9 @@ class Dispatcher:
         idle = self._is_idle(key)
         first = self._backlogs.head(key, now, idle=idle)
         handle = self._pick(*key)
+        if first is not None and now >= first.deadline:
+            self._expire(first)
+            return True
         if handle is None or first is None:
             blocked.add(key)
             return True

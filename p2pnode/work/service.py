@@ -137,17 +137,22 @@ class WorkService:
         """
         lock = self._preparing.setdefault(model_id, trio.Lock())
         async with lock:
-            known = self._facts.get(model_id)
-            if known is not None:
-                return known
-            facts = await self._measure(await self._inspect(model_id))
-            self._facts[model_id] = facts
-            if facts.batchable:
-                self._dispatcher.batchable[model_id] = facts
-            while len(self._facts) > _FACTS_MAX:
-                self._dispatcher.batchable.pop(self._facts.popitem(last=False)[0], None)
-        self._preparing.pop(model_id, None)
-        self._dispatcher.dispatch()
+            try:
+                known = self._facts.get(model_id)
+                return known if known is not None else await self._prepare(model_id)
+            finally:
+                if not lock.statistics().tasks_waiting:
+                    self._preparing.pop(model_id, None)
+                # Its memory, or the new worker, may be what a waiting call needs.
+                self._dispatcher.dispatch()
+
+    async def _prepare(self, model_id: bytes) -> ModelFacts:
+        facts = await self._measure(await self._inspect(model_id))
+        self._facts[model_id] = facts
+        if facts.batchable:
+            self._dispatcher.batchable[model_id] = facts
+        while len(self._facts) > _FACTS_MAX:
+            self._dispatcher.batchable.pop(self._facts.popitem(last=False)[0], None)
         return facts
 
     def facts(self, model_id: bytes) -> ModelFacts | None:

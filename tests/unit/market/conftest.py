@@ -122,7 +122,10 @@ class Markets:
         return Machine(self, name, f"80.0.{number}.1:7470", settings, Identity(name.encode().ljust(32, b"\1")), InlineDatabase())
 
     async def link(self, bob: Machine, alice: Machine):
-        return await bob.transport.connect([alice.address], alice.identity.node_id)
+        link = await bob.transport.connect([alice.address], alice.identity.node_id)
+        while alice.transport.links().get(bob.identity.node_id) is None:
+            await trio.sleep(0.001)
+        return link
 
 
 @pytest.fixture(scope="session")

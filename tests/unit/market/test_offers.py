@@ -11,8 +11,8 @@ ALICE, BOB, NETWORK, NOW = Identity(b"a" * 32), Identity(b"b" * 32), b"net", 1_7
 SETTINGS = MarketSettings(operations_price=5, call_price=2, region=("eu",))
 
 
-def sealed(identity=ALICE, sequence=1, network=NETWORK, now=NOW, facts=OfferFacts(), settings=SETTINGS) -> bytes:
-    return encode_envelope(seal(make_offer(facts, settings, sequence, now), identity, network))
+def sealed(identity=ALICE, sequence=1, network=NETWORK, now=NOW, settings=SETTINGS) -> bytes:
+    return encode_envelope(seal(make_offer(OfferFacts(), settings, sequence, now), identity, network))
 
 
 def test_an_offer_says_what_the_owner_set() -> None:

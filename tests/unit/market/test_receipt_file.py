@@ -32,13 +32,9 @@ def bundle(provider=ALICE, client=BOB, amount=30, **changes) -> ReceiptBundle:
     ordered = seal(order, client, NETWORK)
     agreed = seal(Agreement(document_id(ordered), client.node_id, 1), provider, NETWORK)
     leaves = [Leaf(n, hash_of(INPUTS) if n == 2 else bytes(32), hash_of(OUTPUTS), b"", amount) for n in range(5)]
-    receipt = Receipt(
-        document_id(ordered), 0, 5, slice_root(leaves), 5, 5 * amount, 5 * amount, "cpu", "fast", 1, 2, b""
-    )
+    receipt = Receipt(document_id(ordered), 0, 5, slice_root(leaves), 5, 5 * amount, 5 * amount, "cpu", "fast", 1, 2, b"")
     receipted = seal(receipt, provider, NETWORK)
-    cheque = Cheque(
-        document_id(ordered), provider.node_id, 0, document_id(receipted), 5 * amount, CHAIN.value(1), 3
-    )
+    cheque = Cheque(document_id(ordered), provider.node_id, 0, document_id(receipted), 5 * amount, CHAIN.value(1), 3)
     parts = {
         "format": 1, "network_id": NETWORK, "quote": encode_envelope(quoted), "order": encode_envelope(ordered),
         "agreement": encode_envelope(agreed), "receipt": encode_envelope(receipted),
