@@ -203,6 +203,10 @@ class Worker(Protocol):
         """Queue one call. `on_done` runs once, in the event loop, whatever happens (the worker's death included)."""
         ...
 
+    def poll(self) -> None:
+        """Look for an answer that is due within microseconds, at most for a tenth of a millisecond; may do nothing."""
+        ...
+
     def release(self, call_id: int) -> None:
         """Say that a finished call's output payload is no longer needed."""
         ...

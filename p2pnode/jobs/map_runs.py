@@ -119,6 +119,7 @@ class MapRun:
         self._send, self._receive = trio.open_memory_channel[Event](1 << 16)
         self._nursery: trio.Nursery | None = None
         self._opening = False
+        self._open_again_at = 0.0
         self._idle_since: float | None = None
         self._started = environment.clock.monotonic()
         self._done_before = 0
@@ -145,7 +146,7 @@ class MapRun:
             total=machine.count,
             rows=self._dataset.rows,
             in_flight=machine.in_flight,
-            providers=sum(1 for key in self._lanes if key not in self._retired),
+            providers=len(self._active),
             rate=rate,
             spent=spent,
             reserved=self.budget.reserved,
@@ -284,6 +285,7 @@ class MapRun:
     def _retire(self, key: bytes) -> None:
         if key not in self._retired and key in self._lanes:
             self._retired.add(key)
+            self._open_again_at = 0.0
             self._post(LaneOpened(key, 0))
 
     def _tend_lanes(self) -> None:
@@ -291,22 +293,30 @@ class MapRun:
         for key in [key for key in self._retired if not self._machine.holds(key)]:
             self._retired.discard(key)
             self._nursery.start_soon(self._close_lane, key)
-        active = len(self._lanes) - len(self._retired)
-        if self._machine.wants_lanes and active < self._wanted and not self._opening and _LOCAL_LANE not in self._lanes:
+        active = len(self._active)
+        if not self._machine.wants_lanes or active >= self._wanted or self._opening or _LOCAL_LANE in self._lanes:
+            return
+        if not active or self._environment.clock.monotonic() >= self._open_again_at:
             self._opening = True
             self._nursery.start_soon(self._open_lanes, self._wanted - active)
+
+    @property
+    def _active(self) -> list[bytes]:
+        return [key for key in self._lanes if key not in self._retired]
 
     async def _open_lanes(self, count: int) -> None:
         try:
             if not self._shapes:
                 self._shapes = input_shapes(await self._environment.executor.run(self._dataset.read, 0))
-            taken = frozenset(supply.peer for supply in self._lanes.values() if supply is not None)
+            active = [supply for key in self._active if (supply := self._lanes[key]) is not None]
+            taken = frozenset(supply.peer for supply in active)
             placement = await self._suppliers.place(self.model_id, self._shapes, self.spec.terms, taken)
+            shares = min(self._wanted, len(active) + len(placement.ranked))
             opened, error = 0, no_provider(placement, self.spec.terms)
             for item in placement.ranked[:count]:
                 try:
                     supply = await order_within(
-                        self.budget, self._suppliers, item.candidate, self.spec.terms, self._wanted, self.job, self._shapes
+                        self.budget, self._suppliers, item.candidate, self.spec.terms, shares, self.job, self._shapes
                     )
                 except PeerError as refusal:
                     error = refusal if isinstance(refusal, Refused) else Refused(Reason.TOO_SLOW, str(refusal))
@@ -329,8 +339,8 @@ class MapRun:
 
     async def _nobody(self, error: Refused) -> None:
         """Nobody could be added: go on with who is there, run here, wait, or give up."""
-        if any(key not in self._retired for key in self._lanes):
-            await trio.sleep(self._settings.ban_fault_seconds)
+        if self._active:
+            self._open_again_at = self._environment.clock.monotonic() + self._settings.ban_fault_seconds
             return
         if error.reason is Reason.BUDGET:
             self._post(Stopped(EndReason.BUDGET, Reason.BUDGET))

@@ -13,7 +13,7 @@ from p2pnode.market.agreements import Now, Phase, Terms
 from p2pnode.market.bell import Bell
 from p2pnode.market.outputs import KeptOutputs
 from p2pnode.market.pricing import CallPricer
-from p2pnode.market.settings import MarketSettings
+from p2pnode.market.settings import EXACT_CLASS, MarketSettings
 from p2pnode.market.sold_agreement import SoldAgreement, SoldCall
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
@@ -208,6 +208,7 @@ class RunningCall:
             terms.client,
             order.share_worker,
             order.accept_tolerance,
+            order.numeric_class == EXACT_CLASS,
         )
         self._submitted = True
         try:

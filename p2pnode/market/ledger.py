@@ -78,6 +78,16 @@ def credit_limit(connection: sqlite3.Connection, peer: bytes, settings: MarketSe
     )
 
 
+def left_unpaid(connection: sqlite3.Connection, peer: bytes, since_ms: int) -> int:
+    """Give the micro-credits of receipts that a peer has left without a cheque in agreements that ended since a time."""
+    row = connection.execute(
+        """SELECT coalesce(sum(total - paid), 0) FROM agreements
+           WHERE peer = ? AND role = 'provider' AND state = 'ended' AND ended_ms >= ?""",
+        (peer, since_ms),
+    ).fetchone()
+    return int(row[0])
+
+
 def debt_room(connection: sqlite3.Connection, peer: bytes, settings: MarketSettings) -> int:
     """Give how much more a peer may owe us in cheques, in micro-credits, 0 or more."""
     return max(0, settings.debt_amount_max - accounts.peer_balance(connection, peer).owes)

@@ -126,11 +126,13 @@ def make_order(
 ) -> Order:  # fmt: skip
     """Give a client's order, to be signed. Raises Refused(BUDGET) when not even one call fits, EXPIRED for an old quote."""
     slice_calls = terms.slice_calls or settings.slice_calls
-    # More than a slice's calls can cost is never at risk; asking for it would only use up the credit of other agreements.
-    wanted = slice_calls * largest_amount(quote) if terms.slice_amount is None else terms.slice_amount
-    slice_amount = max(min(wanted, quote.slice_amount_max), largest_amount(quote))
-    if terms.amount_max < min(largest_amount(quote), slice_amount):
-        raise Refused(Reason.BUDGET, f"one call may cost {largest_amount(quote)} micro-credits, the limit is {terms.amount_max}")
+    largest = largest_amount(quote)
+    # More than a slice's calls can cost is never at risk, and beyond four calls a quarter of the credit is enough: the
+    # rest is left for other agreements with this provider.
+    wanted = min(slice_calls * largest, max(quote.slice_amount_max // 4, 4 * largest))
+    slice_amount = max(min(wanted if terms.slice_amount is None else terms.slice_amount, quote.slice_amount_max), largest)
+    if terms.amount_max < largest:
+        raise Refused(Reason.BUDGET, f"one call may cost {largest} micro-credits, the limit is {terms.amount_max}")
     if quote.expires_ms <= now_ms:
         raise Refused(Reason.EXPIRED, "the quote")
     lifetime = min(terms.deadline_seconds, settings.agreement_seconds_max)

@@ -1,6 +1,11 @@
 """What the owner may set about buying and selling. Every value has a unit in its name and a reason in its comment."""
 
 from dataclasses import dataclass
+from typing import Final
+
+# Classes of results: "fast" promises nothing beyond the model; "exact" promises bits that an auditor can reproduce.
+FAST_CLASS: Final = "fast"
+EXACT_CLASS: Final = "exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +20,7 @@ class MarketSettings:
     operations_price: int = 1_000
     call_price: int = 0
     region: tuple[str, ...] = ()
-    numeric_classes: tuple[str, ...] = ("fast",)
+    numeric_classes: tuple[str, ...] = (FAST_CLASS,)
     # An offer lives for twice the time after which it is signed again, so that one lost publication does no harm.
     offer_seconds: float = 600.0
     quote_seconds: float = 60.0

@@ -11,7 +11,6 @@ from p2pnode.environment import Environment
 from p2pnode.errors import PeerError, ProtocolViolation, Refused, WorkError
 from p2pnode.ids import short
 from p2pnode.market import ledger, records
-from p2pnode.market.agreements import Phase
 from p2pnode.market.bell import Bell
 from p2pnode.market.calls import CallDesk
 from p2pnode.market.ledger import Settlement
@@ -21,7 +20,7 @@ from p2pnode.market.offers import OfferFacts, SignedOffer, make_offer
 from p2pnode.market.pins import Pins
 from p2pnode.market.pricing import expected_microseconds
 from p2pnode.market.selling import Sale, SaleSurroundings
-from p2pnode.market.settings import MarketSettings
+from p2pnode.market.settings import FAST_CLASS, MarketSettings
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.store.agreements import get_agreement
@@ -81,7 +80,8 @@ class Storefront:
         self._offer_basis: tuple[OfferFacts, MarketSettings] | None = None
         self._offering = trio.Lock()
         self._quiet = Bell()
-        self._ordering: set[bytes] = set()
+        # Orders being saved, by id: (client, slice amount). They count as credit in use already.
+        self._ordering: dict[bytes, tuple[bytes, int]] = {}
         self._around = SaleSurroundings(
             environment, identity, network_id, settings, metrics, self.desk.outputs, pins, violated, self._finished
         )  # fmt: skip
@@ -137,6 +137,8 @@ class Storefront:
         self._check_owner(client, request.model_id)
         await self._models.fetch(link, request.model_id)
         facts = await self._work.prepare(request.model_id)
+        if facts.random_operators and request.numeric_class != FAST_CLASS:
+            raise Refused(Reason.RANDOM_OPERATOR, "a model that draws random numbers cannot be verified in this class")
         operations = await facts.operations({entry.name: entry.shape for entry in request.shapes})
         expected_us = expected_microseconds(operations, facts.seconds_per_call, 0, offer.offer.hardware.operations_per_second)
         room = await self._credit_room(client)
@@ -154,26 +156,27 @@ class Storefront:
             raise Refused(reason)
 
     async def _credit_room(self, client: bytes) -> int:
-        """Give how large a slice this client may have now, its open agreements counted. Raises Refused(CREDIT)."""
+        """Give how large a slice this client may have now, its open agreements counted. Raises Refused(CREDIT or UNPAID)."""
         backing = await self._settlement.backing(client)
         now_ms = self._environment.clock.wall_ms()
-        limit, room = await self._environment.database.read(
+        since_ms = now_ms - round(self.settings.credit_half_life_seconds * 1000)
+        limit, room, unpaid, fixed = await self._environment.database.read(
             lambda connection: (
                 ledger.credit_limit(connection, client, self.settings, now_ms, backing),
                 ledger.debt_room(connection, client, self.settings),
+                ledger.left_unpaid(connection, client, since_ms),
+                ledger.trust(connection, client),
             )
         )
-        used = sum(
-            sale.terms.order.slice_amount for sale in self.sales.values() if sale.terms.client == client and self._counts(sale)
-        )
+        if unpaid and fixed is None:
+            raise Refused(Reason.UNPAID, f"an earlier agreement ended with {unpaid} micro-credits unpaid")
+        used = sum(amount for peer, amount in self._ordering.values() if peer == client)
+        used += sum(sale.terms.order.slice_amount for sale in self.sales.values() if sale.terms.client == client)
         if room <= 0:
             raise Refused(Reason.CREDIT, "earlier cheques have to be settled first")
         if limit <= used:
             raise Refused(Reason.CREDIT, f"{used} micro-credits of open slices use up the credit of {limit}")
         return limit - used
-
-    def _counts(self, sale: Sale) -> bool:
-        return sale.machine.phase is not Phase.ENDED
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -195,14 +198,14 @@ class Storefront:
         if order_id in self._ordering:
             raise Refused(Reason.BUSY, "the order is being saved")
         issued.order = order_id
-        self._ordering.add(order_id)
+        self._ordering[order_id] = (peer.node_id, 0)
         try:
             data = await self._agree(incoming.link, order, order_id, issued, bytes(message.order), now_ms)
         except Refused:
             issued.order = b""
             raise
         finally:
-            self._ordering.discard(order_id)
+            del self._ordering[order_id]
         incoming.reply(Document(data))
 
     async def _agree(
@@ -216,6 +219,7 @@ class Storefront:
         room = await self._credit_room(peer.node_id)
         if order.slice_amount > max(room, issued.quote.slice_amount_max if not own else room):
             raise Refused(Reason.CREDIT, f"a slice may hold {room} micro-credits now")
+        self._ordering[order_id] = (peer.node_id, order.slice_amount)
         debt = await self._environment.database.read(lambda connection: ledger.debt_room(connection, peer.node_id, self.settings))
         terms = make_terms(order, order_id, issued.quote, self._identity.public_key, peer.node_id, peer.public_key, now_ms, debt)
         document = Agreement(order=order_id, client=peer.node_id, agreed_ms=now_ms)

@@ -90,6 +90,7 @@ class Node:
         work = layer_settings.work_settings(config)
         self.models = ModelStore(data_folder, environment, work)
         self.work = WorkService(environment, work, self.models, metrics)
+        self.transport.before_flush = self.work.poll
         self.market = MarketService(
             environment, self.identity, self.network_id, layer_settings.market_settings(config), metrics, self.transport,
             self.work, self.models,
@@ -101,6 +102,7 @@ class Node:
         self.router.register(MARKET_REQUESTS, self.market.handle)
         self.market.offer_facts = self._offer_facts
         self.market.on_bug = self.router.failed
+        self.market.on_violation = self._violated
         self.watchdog = Watchdog(environment.clock, metrics)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

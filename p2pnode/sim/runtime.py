@@ -172,6 +172,9 @@ class InlineWorker:
         self._queue.append(call)
         self._more.set()
 
+    def poll(self) -> None:
+        """Nothing is due sooner than its time here."""
+
     def release(self, call_id: int) -> None:
         """Give a finished call's output memory back. Idempotent."""
         self._outputs.pop(call_id, None)

@@ -28,6 +28,7 @@ class LinkSurroundings:
     """What all links of one node share. strict: let a bug met while serving a peer stop the node.
 
     on_violation: told of every breach of the protocol by a verified peer, so that its score can be lowered.
+    before_flush: called after each turn's requests were handed on, before what came of them is sent.
     """
 
     limits: Limits
@@ -37,6 +38,7 @@ class LinkSurroundings:
     router: Router
     strict: bool = False
     on_violation: Callable[[bytes, Reason], None] = lambda node_id, reason: None
+    before_flush: Callable[[], None] = lambda: None
     serials: "count[int]" = field(default_factory=count)
 
 

@@ -300,6 +300,8 @@ class Link:
                     self._dispatcher.run()
                     if self.closed is not None:
                         return
+            # Answers that are only microseconds away leave with this turn instead of waiting for the next one.
+            self._around.before_flush()
         except ProtocolViolation as error:
             self._violated(error)
             return

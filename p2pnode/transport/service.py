@@ -88,6 +88,7 @@ class TransportService:
         self.on_link_up: Callable[[Link], None] = lambda link: None
         self.on_link_down: Callable[[Link, Reason], None] = lambda link, reason: None
         self.on_violation: Callable[[bytes, Reason], None] = lambda node_id, reason: None
+        self.before_flush: Callable[[], None] = lambda: None
         self._environment = environment
         self._identity = identity
         self._network_id = network_id
@@ -97,6 +98,7 @@ class TransportService:
         self._around = LinkSurroundings(
             limits, metrics, BufferBudget(limits.buffer_bytes_max, metrics), environment.clock, router, settings.strict,
             lambda node_id, reason: self.on_violation(node_id, reason),
+            lambda: self.before_flush(),
         )  # fmt: skip
         self._instance = environment.entropy.token(16).hex()
         self._suite = settings.suite or preferred_suite()

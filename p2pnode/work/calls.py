@@ -21,7 +21,7 @@ class WorkRequest:
     """What to run. Not changed after it was submitted.
 
     payload: the inputs' bytes as `wire.tensors` lays them out; best a view from `WorkService.reserve`, else it is copied once.
-    outputs: names, empty for all. priority: 0 first, 9 last. timeout_seconds: for queue and run together; 0 is the setting's.
+    outputs: names, empty for all. priority: 0 first, 9 last. timeout_seconds: for queue and run together; 0 is the run's limit.
     owner: the client's node id, empty for this node's own work. share: the order allows other clients in the same worker.
     tolerance: the order accepts results within a tolerance. exact: the order asks for exact results: never batched.
     """

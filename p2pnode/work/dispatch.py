@@ -61,6 +61,7 @@ class Dispatcher:
         self._headers: dict[bytes, tuple[ValueHeader, ...]] = {}
         self._number = 0
         self._is_dispatching = False
+        self._latest: Handle | None = None
         self.settings = settings
         self.batchable: dict[bytes, ModelFacts] = {}
         self.engine = ""
@@ -88,6 +89,11 @@ class Dispatcher:
         handle = self._pick(model_id, self.owner_key(owner, share)) if size else None
         return None if handle is None else self._reservations.make(handle, size)
 
+    def poll(self) -> None:
+        """Wait a moment for the only call there is, if its worker is a quick one."""
+        if self.live == 1 and self._latest is not None:
+            self._latest.worker.poll()
+
     def unreserve(self, view: memoryview) -> None:
         """Give back what `reserve` gave, when it will not be submitted. Idempotent."""
         found = self._reservations.take(view)
@@ -106,9 +112,7 @@ class Dispatcher:
             self._refuse(reason, reserved)
         self._number += 1
         ticket = WorkTicket(self, self._number, request, self.owner_key(request.owner, request.share), on_done)
-        limit = self.settings.call_seconds_max
-        timeout = request.timeout_seconds
-        ticket.deadline = now + (timeout if 0 < timeout < limit else limit)
+        ticket.deadline = now + (request.timeout_seconds or self.settings.call_seconds_max)
         ticket.encoded_headers = tensors.headers_bytes(request.headers)
         ticket.queued_at = now
         if reserved is not None:
@@ -291,10 +295,11 @@ class Dispatcher:
             self._drop_slot(ticket)
         run_id = self._begin(handle, ticket)
         ticket.handle, ticket.run_id = handle, run_id
+        self._latest = handle
         if now > ticket.queued_at:
             self._metrics.observe("queue_seconds", now - ticket.queued_at)
         worker.submit(
-            run_id, slot, ticket.encoded_headers, request.outputs, max(ticket.deadline - now, _SECONDS_MIN),
+            run_id, slot, ticket.encoded_headers, request.outputs, self._run_seconds(ticket.deadline - now),
             partial(self._single_done, handle, ticket),
         )  # fmt: skip
         return True
@@ -313,11 +318,15 @@ class Dispatcher:
             self._metrics.observe("queue_seconds", now - ticket.queued_at)
         self._metrics.add("batches_total")
         self._metrics.add("batch_items_total", amount=len(tickets))
-        seconds = max(min(ticket.deadline for ticket in tickets) - now, _SECONDS_MIN)
+        seconds = self._run_seconds(min(ticket.deadline for ticket in tickets) - now)
         outputs = tickets[0].request.outputs
         done = partial(self._batch_done, handle, batch)
         handle.worker.submit(run_id, slot, tensors.headers_bytes(headers), outputs, seconds, done)
         return True
+
+    def _run_seconds(self, left: float) -> float:
+        """How long a run may take: what its deadline leaves, within the owner's limit, and enough to start at all."""
+        return min(max(left, _SECONDS_MIN), self.settings.call_seconds_max)
 
     def _begin(self, handle: Handle, record: Any) -> int:
         self._number += 1

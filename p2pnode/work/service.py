@@ -86,6 +86,10 @@ class WorkService:
         """
         return self._dispatcher.reserve(model_id, size, owner, share)
 
+    def poll(self) -> None:
+        """Wait a moment, a tenth of a millisecond at most, for the only call under way if its model is a quick one."""
+        self._dispatcher.poll()
+
     def unreserve(self, view: memoryview) -> None:
         """Give back a view from `reserve` that will not be submitted. Idempotent."""
         self._dispatcher.unreserve(view)

@@ -28,6 +28,8 @@ def _plain(value: Any) -> Any:
 
     if isinstance(value, TensorProto):
         return numpy_helper.to_array(value)
+    if isinstance(value, np.generic):  # what ONNX's cases hold in place of arrays of rank zero
+        return np.asarray(value)
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 

@@ -123,8 +123,7 @@ class Markets:
 
     async def link(self, bob: Machine, alice: Machine):
         link = await bob.transport.connect([alice.address], alice.identity.node_id)
-        while alice.transport.links().get(bob.identity.node_id) is None:
-            await trio.sleep(0.001)
+        await trio.sleep(0.1)
         return link
 
 

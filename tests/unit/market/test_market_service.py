@@ -1,11 +1,14 @@
 """From offer to settled cheque between two machines, with losses, crashes and refusals in between."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
 import trio
 
 from p2pnode.errors import PeerError, Refused, Unreachable
+from p2pnode.market import ledger
 from p2pnode.market.negotiation import OrderTerms
 from p2pnode.market.receipt_file import is_verified, verify_bundle
 from p2pnode.market.settings import MarketSettings
@@ -277,16 +280,48 @@ def test_a_client_that_never_pays_gets_one_slice_and_the_provider_says_unpaid(si
         row = await alice.database.read(lambda c: get_agreement(c, agreement.id))
         assert row.end_reason == "unpaid"
         assert row.unpaid == sum(answer.amount for answer in answers)
+        with pytest.raises(Refused) as refusal:
+            await ordered(world, alice, bob, model_id)
+        assert refusal.value.reason is Reason.UNPAID
+        await alice.database.write(lambda c: ledger.set_trust(c, bob.identity.node_id, 10_000))
+        await ordered(world, alice, bob, model_id)
 
     simulated(scenario)
 
 
 def test_strangers_have_one_slice_of_credit_all_agreements_together(simulated) -> None:
     async def scenario(world, alice, bob, model_id) -> None:
-        await ordered(world, alice, bob, model_id)
+        limit = alice.settings.stranger_slice_amount
+        first = await ordered(world, alice, bob, model_id, replace(TERMS, slice_amount=limit - 500))
+        second = await ordered(world, alice, bob, model_id, replace(TERMS, slice_amount=10**9))
+        assert first.terms.order.slice_amount + second.terms.order.slice_amount <= limit
         with pytest.raises(Refused) as refusal:
             await ordered(world, alice, bob, model_id)
         assert refusal.value.reason is Reason.CREDIT
+        await first.close()
+        await ordered(world, alice, bob, model_id)
+
+    simulated(scenario)
+
+
+def test_orders_at_the_same_time_share_the_credit(simulated) -> None:
+    async def scenario(world, alice, bob, model_id) -> None:
+        link = await world.link(bob, alice)
+        quotes = [await bob.market.quote(link, model_id, SHAPES, "fast") for _ in range(3)]
+        whole = replace(TERMS, slice_amount=10**9)
+        opened, refused = [], []
+
+        async def one(quote) -> None:
+            try:
+                opened.append(await bob.market.order(quote, whole))
+            except Refused as error:
+                refused.append(error.reason)
+
+        async with trio.open_nursery() as nursery:
+            for quote in quotes:
+                nursery.start_soon(one, quote)
+        assert len(opened) == 1
+        assert refused == [Reason.CREDIT] * 2
 
     simulated(scenario)
 

@@ -68,6 +68,7 @@ def test_a_broken_fetch_goes_on_where_it_stopped(simulated, large_model) -> None
             await alice.market.fetch_model(link, model_id)
         first = alice.metrics.value("model_fetched_bytes_total")
         bob.market._at_once[BlobRequest] = serve
+        await trio.sleep(1)
         await world.link(bob, alice)
         await alice.market.fetch_model(alice.transport.links()[bob.identity.node_id], model_id)
         assert alice.models.has(model_id)
@@ -114,11 +115,7 @@ def test_a_public_model_is_served_to_anybody_and_ranges_are_bounded(simulated, l
         await world.link(bob, alice)
         link = alice.transport.links()[bob.identity.node_id]
         assert (await link.request(ManifestRequest(model_id))).attachment
-        for request in (
-            BlobRequest(model_id, 1, 0, 5 << 20),
-            BlobRequest(model_id, 1, 12 << 20, 1 << 20),
-            BlobRequest(model_id, 9, 0, 1),
-        ):
+        for blob, offset, length in ((1, 0, 5 << 20), (1, 12 << 20, 1 << 20), (9, 0, 1)):
             with pytest.raises(Refused) as refusal:
                 await link.request(BlobRequest(model_id, blob, offset, length))
             assert refusal.value.reason is Reason.TOO_LARGE
