@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,15 @@ class DaemonConnection:
     def __init__(self, data_folder: Path) -> None:
         self._data_folder = data_folder
         self._local = threading.local()
+        self._lock = threading.Lock()
+        self._kept: list[http.client.HTTPConnection] = []
+
+    def close(self) -> None:
+        """Close the connections of all threads; a later call opens a new one."""
+        with self._lock:
+            kept, self._kept = self._kept, []
+        for connection in kept:
+            connection.close()
 
     def alive(self) -> bool:
         """Say whether a daemon answers here."""
@@ -70,26 +79,39 @@ class DaemonConnection:
     def _exchange(self, method: str, path: str, body: bytes, kind: str) -> bytes:
         for attempt in (1, 2):
             kept: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+            if kept is not None and kept.sock is None:
+                kept = None
             connection = kept or self._open()
-            self._local.connection = connection
+            if kept is None:
+                self._keep(connection)
             try:
                 connection.request(method, path, body=body, headers={"content-type": kind})
                 response = connection.getresponse()
                 data = response.read()
             except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                self._local.connection = None
+                self._drop(connection)
                 # A kept connection may have been closed for idleness before it saw the request: once more on a new one.
                 if kept is not None and attempt == 1 and isinstance(error, http.client.RemoteDisconnected | BrokenPipeError):
                     continue
                 raise errors.Unreachable(f"the daemon did not answer: {error}") from error
             if response.will_close:
-                connection.close()
-                self._local.connection = None
+                self._drop(connection)
             if response.status >= 400:
                 raise _error(response.status, data)
             return data
         raise errors.Unreachable("the daemon did not answer")
+
+    def _keep(self, connection: http.client.HTTPConnection) -> None:
+        self._local.connection = connection
+        with self._lock:
+            self._kept.append(connection)
+
+    def _drop(self, connection: http.client.HTTPConnection) -> None:
+        connection.close()
+        self._local.connection = None
+        with self._lock:
+            if connection in self._kept:
+                self._kept.remove(connection)
 
     def _open(self) -> http.client.HTTPConnection:
         connection = _UnixConnection(_socket_path(self._data_folder))
@@ -124,6 +146,7 @@ class AttachedBackend:
 
     def __init__(self, daemon: DaemonConnection) -> None:
         self._daemon = daemon
+        self._open_sessions: dict[str, Callable[[], None]] = {}
 
     def run(self, spec: JobSpec) -> JobResult:
         """Run one inference."""
@@ -172,9 +195,11 @@ class AttachedBackend:
             return self._daemon.tensors("/v1/session/run", {"session": name, "outputs": list(names)}, values)[1]
 
         def close() -> None:
-            self._daemon.json("POST", "/v1/session/close", {"session": name})
+            if self._open_sessions.pop(name, None) is not None:
+                self._daemon.json("POST", "/v1/session/close", {"session": name})
 
         inputs, outputs = ([_info(item) for item in told[key]] for key in ("inputs", "outputs"))
+        self._open_sessions[name] = close
         return NetworkSession(inputs, outputs, told.get("metadata", {}), infer, close)
 
     def books(self, name: str) -> Any:
@@ -182,7 +207,18 @@ class AttachedBackend:
         return self._daemon.json("GET", f"/v1/{name}")[name]
 
     def close(self) -> None:
-        """Nothing to close: the daemon lives on."""
+        """End what was opened here; the daemon lives on."""
+        for close in list(self._open_sessions.values()):
+            try:
+                close()
+            except errors.P2PNodeError:
+                break
+        self._daemon.close()
+
+    @property
+    def alive(self) -> bool:
+        """Say whether the daemon still answers."""
+        return self._daemon.alive()
 
 
 def _absolute(text: str) -> str:
@@ -204,7 +240,7 @@ class _UnixConnection(http.client.HTTPConnection):
         connecting.settimeout(CONNECT_SECONDS)
         try:
             connecting.connect(str(self._path))
-        except BaseException:
+        except BaseException:  # whatever it was, nothing is left open
             connecting.close()
             raise
         connecting.settimeout(self.timeout)

@@ -57,8 +57,8 @@ async def connect_async(home: str | Path | None = None, *, config: NodeConfig | 
     config = config or load_config(None if home is None else {**os.environ, "P2PNODE_HOME": str(home)})
     daemon = DaemonConnection(config.data_folder)
     if await trio.to_thread.run_sync(daemon.alive):
-        connection = Connection(AttachedBackend(daemon))
-        yield AsyncConnection(connection)
+        with Connection(AttachedBackend(daemon)) as connection:
+            yield AsyncConnection(connection)
         return
     async with embedded_node(embedded_config(config)) as node:
         yield AsyncConnection(Connection(NodeBackend(node)))

@@ -30,7 +30,10 @@ LAYERS = {
 # Inside layer 0 the order is finer: errors stand on reasons, the environment on everything before it.
 LAYER_ZERO = {"reasons": 0.0, "ids": 0.1, "units": 0.1, "metrics": 0.1, "errors": 0.2, "environment": 0.3}
 MAY_WAIT = {"store", "transport", "node", "sim", "attached", "embedded", "client", "api", "cli"}
-MAY_WAIT_FILES = {"service.py", "mdns.py", "hardware.py", "runtime.py", "worker.py", "sandbox.py", "zygote.py"}
+MAY_WAIT_FILES = {
+    "service.py", "mdns.py", "hardware.py", "runtime.py", "worker.py", "sandbox.py", "zygote.py",
+    "children.py", "confined.py", "remote_worker.py",
+}  # fmt: skip
 MAY_WAIT_FILES |= {"suppliers.py", "sessions.py", "map_runs.py"}
 MAY_WAIT_FILES |= {"bell.py", "buying.py", "payments.py", "way_back.py", "selling.py", "storefront.py", "purchasing.py"}
 MAY_WAIT_FILES |= {"model_transfer.py"}

@@ -19,7 +19,10 @@ def list_receipts(home: Home = None, as_json: Json = False) -> None:
     rows = ask("GET", "/v1/receipts")["receipts"]
 
     def text() -> str:
-        cells = [(row["id"][:20], row["role"], row["peer"][:21], row["calls"], row["credits"], "paid" if row["paid"] else "open") for row in rows]
+        cells = [
+            (row["id"][:20], row["role"], row["peer"][:21], row["calls"], row["credits"], "paid" if row["paid"] else "open")
+            for row in rows
+        ]
         return table(("receipt", "role", "peer", "calls", "credits", "state"), cells, "no receipts yet")
 
     show(rows, text, as_json=as_json)
@@ -43,9 +46,7 @@ def export_receipt(
 
 @receipt_app.command("verify")
 @guarded
-def verify(
-    file: Annotated[Path, typer.Argument(help="A .receipt file.")], home: Home = None, as_json: Json = False
-) -> None:
+def verify(file: Annotated[Path, typer.Argument(help="A .receipt file.")], home: Home = None, as_json: Json = False) -> None:
     """Check a receipt from its file alone; each check is listed."""
     from p2pnode.cli.exit_codes import NotFound, VerificationFailed
     from p2pnode.market.receipt_file import verify_bundle
@@ -74,7 +75,9 @@ def balance(home: Home = None, as_json: Json = False) -> None:
     show(
         data,
         lambda: table(
-            ("account", "credits"), [(row["account"], format_credits(row["balance"])) for row in data["accounts"]], "the ledger is empty"
+            ("account", "credits"),
+            [(row["account"], format_credits(row["amount"])) for row in data["accounts"]],
+            "the ledger is empty",
         ),
         as_json=as_json,
     )
@@ -95,9 +98,7 @@ def cheques(home: Home = None, as_json: Json = False) -> None:
 
 @ledger_app.command()
 @guarded
-def export(
-    target: Annotated[Path, typer.Argument(help="JSON file to write.")], home: Home = None, as_json: Json = False
-) -> None:
+def export(target: Annotated[Path, typer.Argument(help="JSON file to write.")], home: Home = None, as_json: Json = False) -> None:
     """Write every entry of the ledger to a file."""
     import json
 

@@ -58,7 +58,11 @@ def config_path(home: Home = None, as_json: Json = False) -> None:
     from p2pnode.node.config import load_config
 
     config = load_config()
-    places = {"settings": str(config.config_folder / "config.toml"), "identity": str(config.config_folder), "data": str(config.data_folder)}
+    places = {
+        "settings": str(config.config_folder / "config.toml"),
+        "identity": str(config.config_folder),
+        "data": str(config.data_folder),
+    }
     show(places, lambda: facts(places.items()), as_json=as_json)
 
 

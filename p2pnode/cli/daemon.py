@@ -99,9 +99,13 @@ def _line(value: Any) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {_line(item)}" for name, item in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(_line, value)) or "none"
-    return {True: "yes", False: "no", None: "unknown"}.get(value, str(value)) if not isinstance(value, int | float) or isinstance(
-        value, bool
-    ) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        {True: "yes", False: "no", None: "unknown"}.get(value, str(value))
+        if not isinstance(value, int | float) or isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 @guarded

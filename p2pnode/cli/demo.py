@@ -20,7 +20,9 @@ FOUND_SECONDS = 20.0
 
 @guarded
 def demo(
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with daemons, logs and receipts.", envvar="P2PNODE_DEMO_KEEP")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the folder with daemons, logs and receipts.", envvar="P2PNODE_DEMO_KEEP")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start three daemons and a client here, run three real models over them, and verify every receipt from files."""

@@ -24,7 +24,14 @@ SENTENCES = (
     "The receipt is signed by both sides.",
     "It rained all week in the mountains.",
 )
-FILES = ("README.md", "pyproject.toml", "Makefile", "p2pnode/ids.py", "requirements/demo.lock", "docs/explanation/architecture.md")
+FILES = (
+    "README.md",
+    "pyproject.toml",
+    "Makefile",
+    "p2pnode/ids.py",
+    "requirements/demo.lock",
+    "docs/explanation/architecture.md",
+)
 
 
 @dataclass(frozen=True, slots=True)

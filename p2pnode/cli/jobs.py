@@ -13,15 +13,26 @@ app = typer.Typer(help="List, describe, stop and explain jobs.", no_args_is_help
 
 Model = Annotated[str, typer.Argument(help="An ONNX file, a stored model's id, or the beginning of one.")]
 MaxPrice = Annotated[str | None, typer.Option("--max-price", help="Most credits for one call.", envvar="P2PNODE_MAX_PRICE")]
-MaxTotal = Annotated[str | None, typer.Option("--max-total", help="Most credits in all: a hard stop.", envvar="P2PNODE_MAX_TOTAL")]
-Deadline = Annotated[str | None, typer.Option("--deadline", help="Longest time for all of it, such as 10m.", envvar="P2PNODE_DEADLINE")]
-Provider = Annotated[str, typer.Option("--provider", help="Only this node: its id or the beginning of it.", envvar="P2PNODE_PROVIDER")]
+MaxTotal = Annotated[
+    str | None, typer.Option("--max-total", help="Most credits in all: a hard stop.", envvar="P2PNODE_MAX_TOTAL")
+]
+Deadline = Annotated[
+    str | None, typer.Option("--deadline", help="Longest time for all of it, such as 10m.", envvar="P2PNODE_DEADLINE")
+]
+Provider = Annotated[
+    str, typer.Option("--provider", help="Only this node: its id or the beginning of it.", envvar="P2PNODE_PROVIDER")
+]
 Deny = Annotated[list[str] | None, typer.Option("--deny", help="Never this node; may be repeated.", envvar="P2PNODE_DENY")]
 Fallback = Annotated[
-    bool, typer.Option("--local-fallback", help="Run in this machine's own sandbox when nobody else can.", envvar="P2PNODE_LOCAL_FALLBACK")
+    bool,
+    typer.Option(
+        "--local-fallback", help="Run in this machine's own sandbox when nobody else can.", envvar="P2PNODE_LOCAL_FALLBACK"
+    ),
 ]
 Priority = Annotated[int, typer.Option("--priority", min=0, max=9, help="0 first, 9 last.", envvar="P2PNODE_PRIORITY")]
-Outputs = Annotated[list[str] | None, typer.Option("--outputs", help="Names of the outputs wanted; default all.", envvar="P2PNODE_OUTPUTS")]
+Outputs = Annotated[
+    list[str] | None, typer.Option("--outputs", help="Names of the outputs wanted; default all.", envvar="P2PNODE_OUTPUTS")
+]
 
 
 @guarded
@@ -104,16 +115,15 @@ def _plan_text(plan: dict[str, Any]) -> str:
     from p2pnode.units import format_credits
 
     lines = []
-    for index, row in enumerate(plan.get("ranked", [])):
+    for index, row in enumerate(plan["chosen"]):
         word = "would run on" if index == 0 else "or on"
-        price = format_credits(row["price"])
-        lines.append(f"{word} {row['provider']} for {price} credits a call, about {row['expected_seconds'] * 1000:.3g} ms")
-    lines += [f"not on {row['provider']}: {row['reason']} {row.get('detail', '')}".rstrip() for row in plan.get("rejected", [])]
-    if plan.get("ranked"):
-        at_risk = plan.get("at_risk")
-        lines.append(f"most at risk: {format_credits(at_risk)} credits" if at_risk is not None else "")
-        lines.append("the provider sees the input")
-    return "\n".join(filter(None, lines)) or "no provider would run this now; see `p2pnode net peers`"
+        price, when = format_credits(row["price_microcredits"]), f"{row['expected_seconds'] * 1000:.3g} ms"
+        lines.append(f"{word} {row['provider']} for {price} credits, about {when}")
+    lines += [f"not on {row['provider']}: {row['reason']} {row.get('detail', '')}".rstrip() for row in plan["rejected"]]
+    if plan["chosen"]:
+        lines.append(f"most at risk: {format_credits(plan['at_risk_microcredits'])} credits; {plan['notice']}")
+        return "\n".join(lines)
+    return "\n".join([*lines, "no provider would run this now; `p2pnode net peers` shows who is known"])
 
 
 def _show_result(result: Any, target: Path | None, *, as_json: bool) -> None:
@@ -196,13 +206,21 @@ def _raise_unless_completed(last: dict[str, Any]) -> None:
 @guarded
 def list_jobs(home: Home = None, as_json: Json = False) -> None:
     """List jobs, newest first."""
-    rows = ask("GET", "/v1/jobs")["jobs"]
-    columns = ("job", "kind", "state", "end_reason", "done", "items", "spent")
+    from p2pnode.units import format_credits
 
+    rows = ask("GET", "/v1/jobs")["jobs"]
     def text() -> str:
-        return table(columns, [[row.get(name) if row.get(name) is not None else "" for name in columns] for row in rows], "no jobs yet")
+        cells = [
+            (row["id"][:20], row["kind"], row["name"], row["items"], format_credits(row["spent_microcredits"]), _state(row))
+            for row in rows
+        ]
+        return table(("job", "kind", "model or data", "items", "credits", "state"), cells, "no jobs yet")
 
     show(rows, text, as_json=as_json)
+
+
+def _state(row: dict[str, Any]) -> str:
+    return str(row["end_reason"] or (f"waits: {row['waits_for']}" if row["waits_for"] else row["state"]))
 
 
 Id = Annotated[str, typer.Argument(help="The job's id or the beginning of it.")]
@@ -237,4 +255,8 @@ def job_why(job: Id, home: Home = None, as_json: Json = False) -> None:
 def history(job: Id, home: Home = None, as_json: Json = False) -> None:
     """Show what happened to a job, in order."""
     rows = ask("GET", f"/v1/jobs/{job}").get("history", [])
-    show(rows, lambda: "\n".join(" ".join(f"{k}={v}" for k, v in row.items()) for row in rows) or "nothing happened yet", as_json=as_json)
+    show(
+        rows,
+        lambda: "\n".join(" ".join(f"{k}={v}" for k, v in row.items()) for row in rows) or "nothing happened yet",
+        as_json=as_json,
+    )

@@ -42,7 +42,10 @@ def _fact_rows(data: dict[str, Any]) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     for name, value in data.items():
         if name in ("inputs", "outputs"):
-            rows += [(name.removesuffix("s"), " ".join(str(part) for part in item.values() if part not in (None, ""))) for item in value]
+            rows += [
+                (name.removesuffix("s"), " ".join(str(part) for part in item.values() if part not in (None, "")))
+                for item in value
+            ]
         else:
             rows.append((name.replace("_", " "), value))
     return rows
@@ -73,7 +76,9 @@ def remove(
 
 @guarded
 def clean(
-    keep: Annotated[str | None, typer.Option("--keep", help="How much to keep, such as 5GiB; default: the quota.", envvar="P2PNODE_KEEP")] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="How much to keep, such as 5GiB; default: the quota.", envvar="P2PNODE_KEEP")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:

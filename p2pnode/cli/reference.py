@@ -1,4 +1,7 @@
-"""The reference pages that come from tables: commands, settings, metrics, reasons. `python -m p2pnode.cli.reference docs/reference`."""
+"""The reference pages that come from the program's own tables: commands, settings, metrics, reasons.
+
+`python -m p2pnode.cli.reference docs/reference` writes them.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -16,9 +19,9 @@ def commands_page() -> str:
 
     lines = [
         "# Command line", "", _GENERATED,
-        "Every command takes `--json` and `--home`; durations (`90s`, `1h30m`), sizes (`512MB`, `1.5GiB`) and fractions (`10%`) are",
-        "written as people write them; ids may be shortened to any unique beginning. Errors are one sentence that ends with what to",
-        "do, on standard error; [exit codes](exit-codes.md) are stable.", "",
+        "Every command takes `--json` and `--home`; durations (`90s`, `1h30m`), sizes (`512MB`, `1.5GiB`) and fractions",
+        "(`10%`) are written as people write them; ids may be shortened to any unique beginning. Errors are one sentence that",
+        "ends with what to do, on standard error; [exit codes](exit-codes.md) are stable.", "",
     ]  # fmt: skip
     for path, command in _walk(typer.main.get_command(app), ()):
         lines += [f"## `p2pnode {path}{_arguments(command)}`", "", (command.help or "").strip(), ""]
@@ -74,7 +77,13 @@ def metrics_page() -> str:
     """Give docs/reference/metrics.md."""
     from p2pnode.metrics import CATALOGUE
 
-    lines = ["# Metrics", "", _GENERATED, "Served as text by the control API at `/v1/metrics`, each with the prefix `p2pnode_`.", ""]
+    lines = [
+        "# Metrics",
+        "",
+        _GENERATED,
+        "Served as text by the control API at `/v1/metrics`, each with the prefix `p2pnode_`.",
+        "",
+    ]
     lines += ["| name | meaning |", "|---|---|", *(f"| `{name}` | {meaning} |" for name, meaning in CATALOGUE.items())]
     return "\n".join(lines) + "\n"
 
@@ -83,7 +92,13 @@ def reasons_page() -> str:
     """Give docs/reference/reasons.md."""
     from p2pnode.reasons import MEANINGS, EndReason, Reason
 
-    lines = ["# Reasons", "", _GENERATED, "Every refusal carries one of these, on the wire, in counters, in `why` and in errors.", ""]
+    lines = [
+        "# Reasons",
+        "",
+        _GENERATED,
+        "Every refusal carries one of these, on the wire, in counters, in `why` and in errors.",
+        "",
+    ]
     lines += ["| refusal | meaning |", "|---|---|", *(f"| `{reason.value}` | {MEANINGS[reason]} |" for reason in Reason)]
     lines += ["", "Every job, agreement and call ends for exactly one of these, the same on both sides.", ""]
     lines += ["| end | meaning |", "|---|---|", *(f"| `{reason.value}` | {MEANINGS[reason]} |" for reason in EndReason)]

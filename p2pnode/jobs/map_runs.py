@@ -169,7 +169,7 @@ class MapRun:
                 finished = await self._loop()
                 nursery.cancel_scope.cancel()
         finally:
-            with trio.move_on_after(self._settings.return_seconds, shield=True):
+            with trio.move_on_after(self._settings.close_seconds, shield=True):
                 await self._close_lanes()
         if finished.end is EndReason.COMPLETED:
             try:

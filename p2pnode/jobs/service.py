@@ -81,6 +81,11 @@ class JobService:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
+                # While the market below still runs: last receipts and cheques of what was left open.
+                with trio.move_on_after(self._settings.close_seconds, shield=True):
+                    async with trio.open_nursery() as closing:
+                        for session in list(self._sessions.values()):
+                            closing.start_soon(self.close_session, session, EndReason.CLIENT_STOPPED)
 
     async def session(self, spec: SessionSpec) -> Session:
         """Open a session. The caller closes it with `close_session`; its first call finds the providers."""

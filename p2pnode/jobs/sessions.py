@@ -276,11 +276,11 @@ async def order_within(
     budget.reserve(holder, amount)
     try:
         supply = await suppliers.order(candidate, terms, amount, job, shapes)
-    except BaseException:  # cancelled or refused alike: no call was sent, so nothing can be owed
+        budget.rename(holder, supply.id)
+        return supply
+    finally:
+        # Cancelled or refused: no call was sent, so nothing can be owed. A reservation that was handed on stays.
         budget.release(holder)
-        raise
-    budget.rename(holder, supply.id)
-    return supply
 
 
 # The provider is well and the agreement stands: the same call may be welcome a moment later.

@@ -366,12 +366,13 @@ class Payments:
         await self._around.environment.database.write(
             lambda connection: records.end_agreement(connection, agreement_id, reason, now_ms)
         )
-        if self._breach is not None and self.link is not None:
-            self.link.close(Reason.RECEIPT_MISMATCH)
-        self._around.pins.drop(self.link)
         for incoming in self._requests.values():
-            incoming.refuse(Reason.AGREEMENT_ENDED, reason.value)
+            incoming.refuse(Reason.RECEIPT_MISMATCH if self._breach else Reason.AGREEMENT_ENDED, reason.value)
         self._requests.clear()
+        link = self.link
+        self._around.pins.drop(link)
+        if self._breach is not None and link is not None:
+            link.close(Reason.RECEIPT_MISMATCH)
         self._calls.fail_all(self._breach or Refused(Reason.AGREEMENT_ENDED, reason.value), is_ended=True)
         self._announce()
 

@@ -139,7 +139,7 @@ class SideThreadDatabase:
         async def run() -> None:
             try:
                 result: outcome.Outcome[Result] = outcome.Value(await coroutine)
-            except BaseException as error:
+            except BaseException as error:  # the caller in the other thread hears of it
                 result = outcome.Error(error)
             token.run_sync_soon(trio.lowlevel.reschedule, task, result)
 
@@ -195,7 +195,7 @@ class SideThreadDatabase:
             if lane.connection is None:
                 raise StoreError(_CLOSED)
             outcomes = await on_connection_thread(lane.connection, lane.run_group, transactions)
-        except Exception as error:
+        except Exception as error:  # every caller of the group hears of it
             outcomes = [outcome.Error(_copy(error)) for _ in group]
         try:
             if self._token is not None:

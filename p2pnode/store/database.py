@@ -208,7 +208,7 @@ def _attempt(connection: sqlite3.Connection, transaction: Transaction) -> Outcom
     connection.execute("SAVEPOINT intent")
     try:
         result = transaction(connection)
-    except Exception as error:
+    except Exception as error:  # one transaction's error must not undo its neighbours
         if not connection.in_transaction:
             # SQLite undid the whole group by itself (disk full, out of memory): there is no savepoint left to return to.
             raise sqlite3.OperationalError(f"the group was undone: {error}") from error
@@ -227,7 +227,7 @@ def read_group(connection: sqlite3.Connection, queries: Sequence[Transaction]) -
         for query in queries:
             try:
                 outcomes.append(Value(query(connection)))
-            except Exception as error:
+            except Exception as error:  # one query's error must not hide the others' answers
                 outcomes.append(Error(translated(error)))
     except sqlite3.Error as error:
         return [Error(translated(error)) for _ in queries]

@@ -178,7 +178,7 @@ async def _connect(family: int, kind: int, protocol: int, target: tuple[object, 
         if code:
             raise OSError(code, errno.errorcode.get(code, str(code)))
         return TcpStream(sock)
-    except BaseException:
+    except BaseException:  # whatever it was, nothing is left open
         sock.close()
         raise
 

@@ -83,7 +83,7 @@ def sealed_memfd(name: str, size: int) -> int:
     try:
         os.ftruncate(descriptor, size)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEAL_SIZE | fcntl.F_SEAL_SEAL)
-    except BaseException:
+    except BaseException:  # whatever it was, nothing is left open
         os.close(descriptor)
         raise
     return descriptor
@@ -98,7 +98,7 @@ def constant_memfd(name: str, parts: Iterable[Buffer]) -> int:
             while rest:
                 rest = rest[os.write(descriptor, rest[:_WRITE_CHUNK]) :]
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEAL_SIZE | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
-    except BaseException:
+    except BaseException:  # whatever it was, nothing is left open
         os.close(descriptor)
         raise
     return descriptor

@@ -234,7 +234,7 @@ async def spawn(request: Mapping[str, Any], descriptors: Sequence[int]) -> Child
             if not ours.recv(REQUEST_BYTES_MAX):
                 raise WorkError(Reason.WORKER_DIED, "the process for the device did not start")
             socket.send_fds(ours, [msgpack.packb(dict(request))], list(descriptors))
-        except BaseException:
+        except BaseException:  # whatever it was, nothing is left open
             await child.destroy()
             raise
     return child

@@ -129,7 +129,7 @@ class Engine:
         if expected is not None and space_needed(expected.headers, expected.size) <= target[1]:
             try:
                 return self._run_bound(plan, expected, source, target, run_options)
-            except Exception:
+            except Exception:  # a stranger's model may raise anything
                 if run_options.terminate:
                     raise
                 # The outputs' shape depends on the data: binding is not for this model. The plain run tells the real error.

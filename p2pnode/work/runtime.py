@@ -253,7 +253,7 @@ class SandboxRuntime:
                 graph = await _constant("p2pnode-graph", (encoded, model.graph))
                 try:
                     blob = await _constant("p2pnode-blob", (model.blob,))
-                except BaseException:
+                except BaseException:  # whatever it was, nothing is left open
                     os.close(graph)
                     raise
                 shared = self._models[key] = _ModelMemory(graph, blob, len(encoded))

@@ -41,7 +41,7 @@ def run_child(request: Mapping[str, Any], descriptors: Sequence[int], parent: in
         code = 0
     except MemoryError:
         code = EXIT_MEMORY
-    except BaseException as error:
+    except BaseException as error:  # the parent reads what is written here
         _complain(error)
     finally:
         os._exit(code)
@@ -92,7 +92,7 @@ class _WorkerServer:
                 self._arena,
             )
             facts = {"missing": list(missing), **self._engine.facts()}
-        except Exception as error:
+        except Exception as error:  # a stranger's model may raise anything
             self._respond_failure(channel.LOAD_FAILED, 0, *explain_load_failure(error), perf_counter() - started)
             return False
         # The arena is empty while the parent waits for this, so the facts, of any length, go to its start.
@@ -137,7 +137,7 @@ class _WorkerServer:
             self._respond_done(sequence, seconds, headers, size, output_offset)
         except NoRoom as error:
             self._ask_for_room(sequence, perf_counter() - started, error.needed)
-        except Exception as error:
+        except Exception as error:  # a stranger's model may raise anything
             self._respond_failure(channel.FAILED, sequence, *explain_run_failure(error), perf_counter() - started)
 
     def _ask_for_room(self, sequence: int, seconds: float, needed: int) -> None:
@@ -207,7 +207,7 @@ def _run_task(request: Mapping[str, Any], descriptors: list[int], parent: int) -
         os.write(control, channel.pack_response(channel.DONE, len(encoded), 0, 0.0, len(payload), 0))
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # a stranger's model may raise anything
         reason, detail = explain_run_failure(error)
         text = reason.value.encode() + b"\0" + detail.encode("utf-8", "replace")[: channel.DETAIL_BYTES_MAX]
         os.write(control, channel.pack_response(channel.FAILED, 0, 0, 0.0, 0, 0) + text)

@@ -5,7 +5,18 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from p2pnode.wire.messages.fields import (
-    Addresses, Amount, Body, Count, Hash32, Hashes, Label, Labels, MaybeHash32, Nonce, PartsPerMillion, TimeMs,
+    Addresses,
+    Amount,
+    Body,
+    Count,
+    Hash32,
+    Hashes,
+    Label,
+    Labels,
+    MaybeHash32,
+    Nonce,
+    PartsPerMillion,
+    TimeMs,
 )  # fmt: skip
 from p2pnode.wire.messages.work import Shape, TensorName
 from p2pnode.wire.registry import message
@@ -87,7 +98,8 @@ class Order(Struct, frozen=True):
     amount_max: what all calls together may cost. deadline_ms: the agreement ends then; expires_ms: the order must be
     countersigned before. slice_calls, slice_ms, slice_amount: how much may be executed and not yet covered by a cheque;
     the provider signs a receipt at half of any of them. chain_anchor: end of the client's hash chain; the cheque for
-    slice n, counted from 0, opens value n + 1 of the chain, whose value 0 is the anchor. auditor_root: may be empty until audits exist.
+    slice n, counted from 0, opens value n + 1 of the chain, whose value 0 is the anchor.
+    auditor_root: may be empty until audits exist.
     """
 
     quote: Hash32

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import trio
 
-from p2pnode.errors import PeerError, Refused, Unreachable
+from p2pnode.errors import PeerError, ProtocolViolation, Refused, Unreachable
 from p2pnode.market import ledger
 from p2pnode.market.negotiation import OrderTerms
 from p2pnode.market.receipt_file import is_verified, verify_bundle
@@ -15,7 +15,7 @@ from p2pnode.market.settings import MarketSettings
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.store import accounts
 from p2pnode.store.agreements import get_agreement
-from p2pnode.wire.messages.market import DeliverReceipt, InputShape
+from p2pnode.wire.messages.market import DeliverReceipt, InputShape, Leaf
 from p2pnode.wire.messages.work import Call
 
 SHAPES = (InputShape("x", (4, 64)),)
@@ -371,5 +371,41 @@ def test_a_call_with_false_bytes_is_refused_by_hash(simulated) -> None:
             await link.request(Call(agreement.id, 77, b"h" * 32, headers, ()), chunks[:-1])
         assert refusal.value.reason is Reason.BAD_TENSOR
         assert alice.market.storefront.sales[agreement.id].machine.exposure == 0
+
+    simulated(scenario)
+
+
+def test_a_lying_provider_is_not_paid_and_both_sides_say_why(simulated) -> None:
+    async def scenario(world, alice, bob, model_id) -> None:
+        agreement = await ordered(world, alice, bob, model_id)
+        blamed = []
+        bob.market.on_violation = lambda node_id, reason: blamed.append((node_id, reason))
+        await agreement.call(inputs(1))
+        opened = alice.market.storefront.sales[agreement.id].machine._open
+        opened.leaves.append(Leaf(99, b"i" * 32, b"o" * 32, b"", 10))
+        opened.amount += 10
+        assert await agreement.close() is EndReason.MISMATCH
+        await trio.sleep(1)
+        assert blamed == [(alice.identity.node_id, Reason.RECEIPT_MISMATCH)]
+        assert await balances(alice, bob) == (0, 0)
+        row = await alice.database.read(lambda c: get_agreement(c, agreement.id))
+        assert row.end_reason == "mismatch"
+
+    simulated(scenario)
+
+
+def test_a_false_output_is_noticed_by_its_hash(simulated) -> None:
+    async def scenario(world, alice, bob, model_id) -> None:
+        agreement = await ordered(world, alice, bob, model_id)
+        link = alice.transport.links()[bob.identity.node_id]
+        reply = link.answer
+        link.answer = lambda incoming, message, attachment, on_sent: reply(
+            incoming, message, tuple(bytes(len(part)) for part in attachment), on_sent
+        )
+        with pytest.raises(ProtocolViolation) as violation:
+            await agreement.call(inputs(1))
+        assert violation.value.reason is Reason.WRONG_HASH
+        assert await agreement.close() is EndReason.MISMATCH
+        assert await balances(alice, bob) == (0, 0)
 
     simulated(scenario)
