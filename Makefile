@@ -14,7 +14,7 @@ test: $(VENV)/.test ## every test but the full matrices
 	$(BIN)/python -m pytest
 
 kill-matrix: $(VENV)/.test ## SIGKILL of provider, client and worker at every state
-	$(BIN)/python -m pytest -m "matrix or not matrix" tests/real
+	$(BIN)/python -m pytest -m "matrix or not matrix" tests/real/test_kill.py
 
 check: $(VENV)/.test ## style, types, layers, documents
 	$(BIN)/ruff check .

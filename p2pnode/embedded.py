@@ -177,12 +177,16 @@ class EmbeddedBackend:
         jobs = self._thread.node.jobs
         job = self._thread.call(jobs.start_map, spec)
         events = jobs.events(job)
-        while True:
-            try:
-                event = self._thread.call(events.__anext__)
-            except StopAsyncIteration:
-                return
-            yield {"job": id_text(JOB, job), **event}
+        try:
+            while True:
+                try:
+                    event = self._thread.call(events.__anext__)
+                except StopAsyncIteration:
+                    return
+                yield {"job": id_text(JOB, job), **event}
+        finally:
+            if self._thread.alive:
+                self._thread.call(events.aclose)
 
     def session(self, spec: SessionSpec) -> NetworkSession:
         """Open a session whose calls take the shortest way: one hop into the node's loop and one back."""

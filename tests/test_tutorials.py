@@ -1,4 +1,4 @@
-"""The tutorials and examples work as written, the protocol page names everything, and no page names a command that is not there."""
+"""Tutorials and examples work as written; the reference names everything; no page names a command that is not there."""
 
 import dataclasses
 import os
@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
 import pytest
 import typer.main
 
+import p2pnode
 from p2pnode.cli.main import app
+from p2pnode.client import Connection, InferenceSession
 from p2pnode.crypto.hashing import DOMAINS
+from p2pnode.jobs.service import JobResult
+from p2pnode.jobs.spec import Terms
 from p2pnode.transport import frames
 from p2pnode.transport.limits import Limits
 from p2pnode.wire import codec  # noqa: F401 - registers every message
@@ -27,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 COMMAND_SECONDS = 120
 PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+SOURCES = sorted((ROOT / "p2pnode").rglob("*.py"))
 
 
 # --- tutorials and examples ---------------------------------------------------------------------------------------------
@@ -92,7 +96,10 @@ def place(folder: Path, network: str, provider: str, listen: str = "127.0.0.1:0"
 @contextmanager
 def provider_and_client(folder: Path) -> Iterator[Place]:
     network, address = f"test-{uuid.uuid4().hex[:12]}", f"127.0.0.1:{free_port()}"
-    with place(folder / "volunteer", network, address, address) as volunteer, place(folder / "client", network, address) as client:
+    with (
+        place(folder / "volunteer", network, address, address) as volunteer,
+        place(folder / "client", network, address) as client,
+    ):
         volunteer.type("p2pnode up")
         yield client
 
@@ -113,9 +120,7 @@ def steps(page: str) -> Iterator[tuple[str, list[str]]]:
 
 def missing(expected: list[str], output: str) -> list[str]:
     """Give the expected lines that the output lacks; `…` stands for anything, spaces for any number of them."""
-    patterns = {
-        line: ".*".join(r"\s+".join(map(re.escape, part.split())) for part in line.split("…")) for line in expected
-    }
+    patterns = {line: ".*".join(r"\s+".join(map(re.escape, part.split())) for part in line.split("…")) for line in expected}
     return [line for line, pattern in patterns.items() if not re.search(pattern, output)]
 
 
@@ -176,7 +181,7 @@ def test_the_protocol_page_names_every_message_with_its_fields() -> None:
 
 def test_the_protocol_page_names_every_frame_domain_and_limit() -> None:
     page = (DOCS / "reference" / "protocol.md").read_text()
-    for name in "REQUEST REPLY REFUSAL CANCEL MORE DATA CREDIT WINDOW PING PONG GOODBYE REKEY".split():
+    for name in ["REQUEST", "REPLY", "REFUSAL", "CANCEL", "MORE", "DATA", "CREDIT", "WINDOW", "PING", "PONG", "GOODBYE", "REKEY"]:
         assert re.search(rf"^\| {getattr(frames, name)} \| {name} \|", page, re.M), f"frame {name}"
     for purpose in DOMAINS:
         assert f"`{purpose}`" in page, f"domain {purpose}"
@@ -184,8 +189,22 @@ def test_the_protocol_page_names_every_frame_domain_and_limit() -> None:
         assert re.search(rf"^\| `{field.name}` \| {field.default:.16g} \|", page, re.M), f"limit {field.name} = {field.default}"
 
 
+def test_the_python_page_names_everything_public() -> None:
+    page = (DOCS / "reference" / "python.md").read_text()
+    for name in p2pnode.__all__:
+        assert name == "__version__" or name in page, name
+    for cls in (Connection, InferenceSession):
+        for name in vars(cls):
+            if not name.startswith("_"):
+                assert re.search(rf"`{name}\b", page), f"{cls.__name__}.{name} is missing in python.md"
+    for field in dataclasses.fields(Terms):
+        assert re.search(rf"^\| `{field.name}` \|", page, re.M), f"the term {field.name} is missing in python.md"
+    for field in dataclasses.fields(JobResult):
+        assert f"`{field.name}`" in page, f"JobResult.{field.name} is missing in python.md"
+
+
 def known_commands() -> set[str]:
-    def walk(group: click.Command, path: tuple[str, ...]) -> Iterator[str]:
+    def walk(group: object, path: tuple[str, ...]) -> Iterator[str]:
         yield " ".join(path)
         for name, child in getattr(group, "commands", {}).items():
             yield from walk(child, (*path, name))
@@ -199,7 +218,9 @@ def named_commands(text: str) -> Iterator[str]:
         yield found.split(" -")[0].strip()
 
 
-@pytest.mark.parametrize("path", [*PAGES, *sorted((ROOT / "p2pnode").rglob("*.py"))], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*PAGES, *sorted((ROOT / "p2pnode").rglob("*.py"))], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_every_command_that_is_named_exists(path: Path) -> None:
     known = known_commands()
     groups = {command.split()[0] for command in known if " " in command}

@@ -54,14 +54,6 @@ class CallFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class OutOfBudget:
-    """The budget does not cover this item: nothing more is placed."""
-
-    position: int
-    key: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Stopped:
     """The owner wants the job to end, or its deadline passed."""
 
@@ -69,7 +61,7 @@ class Stopped:
     reason: Reason
 
 
-Event = LaneOpened | LaneClosed | Answered | CallFailed | OutOfBudget | Stopped
+Event = LaneOpened | LaneClosed | Answered | CallFailed | Stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +168,6 @@ class MapMachine:
                 effects += self._answered(event)
             case CallFailed():
                 effects += self._failed(event, now)
-            case OutOfBudget(position, key):
-                self._take_back(position, key)
-                self._ending = self._ending or Finished(EndReason.BUDGET, Reason.BUDGET, "the most this job may cost is reached")
             case Stopped(end, reason):
                 self._ending = self._ending or Finished(end, reason)
         return effects + self.tick(now)

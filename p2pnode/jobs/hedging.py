@@ -27,8 +27,9 @@ class Latencies:
         return median(self._samples) if self._samples else None
 
     def hedge_after_seconds(self) -> float | None:
-        """Give how long a call may take before a second copy is sent, or None while too little is known."""
-        if len(self._samples) < self._settings.hedge_samples_min:
+        """Give how long a call may take before a second copy is sent, or None while too little is known
+        or the owner wants no copies."""
+        if not self._settings.hedging or len(self._samples) < self._settings.hedge_samples_min:
             return None
         middle = median(self._samples)
         deviation = median(abs(sample - middle) for sample in self._samples)

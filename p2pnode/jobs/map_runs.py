@@ -7,14 +7,14 @@ answers from what it kept, without a new charge.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from p2pnode.environment import Environment
-from p2pnode.errors import ConfigError, P2PNodeError, PeerError, Refused, StoreError, TooSlow
+from p2pnode.errors import ConfigError, P2PNodeError, PeerError, Refused, StoreError, TooSlow, Unreachable
 from p2pnode.jobs.batches import (
     Answered,
     CallFailed,
@@ -32,6 +32,7 @@ from p2pnode.jobs.batches import (
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.datasets import Dataset
 from p2pnode.jobs.outputs import Part, assemble, part_path, read_part, remove_parts, write_part
+from p2pnode.jobs.progress import MapProgress
 from p2pnode.jobs.sessions import Local, order_within
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.jobs.spec import MapSpec
@@ -42,53 +43,6 @@ from p2pnode.store import jobs as rows
 _LOCAL_LANE = b"local"
 _LANE_ENDS = frozenset({Reason.BUDGET, Reason.AGREEMENT_ENDED, Reason.UNKNOWN_AGREEMENT, Reason.SHAPE_OVER_QUOTE})
 _PASSING = frozenset({Reason.BUSY, Reason.RATE, Reason.TOO_MANY_REQUESTS, Reason.MEMORY})
-
-
-@dataclass(frozen=True, slots=True)
-class MapProgress:
-    """How far a map is. rate: items a second; spent and expected in micro-credits; eta_seconds None while unknown."""
-
-    state: str
-    done: int
-    failed: int
-    total: int
-    rows: int
-    in_flight: int
-    providers: int
-    rate: float
-    spent: int
-    reserved: int
-    expected_total: int | None
-    eta_seconds: float | None
-    waits_for: str
-    end_reason: str
-    detail: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Give it as JSON."""
-        return asdict(self)
-
-
-def past_progress(description: Mapping[str, Any]) -> MapProgress:
-    """Give the progress of a job that does not run now, from its description."""
-    counts = description["items_by_state"]
-    return MapProgress(
-        state=description["state"],
-        done=counts.get("done", 0),
-        failed=counts.get("failed", 0),
-        total=description["items"],
-        rows=0,
-        in_flight=0,
-        providers=0,
-        rate=0.0,
-        spent=description["spent_microcredits"],
-        reserved=description["promised_microcredits"],
-        expected_total=None,
-        eta_seconds=None,
-        waits_for=description["waits_for"],
-        end_reason=description["end_reason"],
-        detail=description["end_detail"],
-    )
 
 
 class MapRun:
@@ -114,6 +68,7 @@ class MapRun:
         self._machine = MapMachine(settings, dataset.items)
         self._lanes: dict[bytes, Supply | None] = {}
         self._retired: set[bytes] = set()
+        self._cut: set[bytes] = set()
         self._tickets: dict[tuple[int, bytes], trio.CancelScope] = {}
         self._shapes: Shapes = ()
         self._send, self._receive = trio.open_memory_channel[Event](1 << 16)
@@ -162,6 +117,7 @@ class MapRun:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self._finish_when_cancelled)
                 placed = await self._restore()
                 await self._adopt(placed)
                 if self.spec.terms.deadline_seconds is not None:
@@ -181,6 +137,15 @@ class MapRun:
         self.finished = finished
         self.tell()
         return finished
+
+    async def _finish_when_cancelled(self) -> None:
+        """When the node stops, let what is in flight land: it will be paid, so it had better be stored."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            deadline = trio.current_time() + self._settings.close_seconds / 2
+            for scope in self._tickets.values():
+                scope.deadline = min(scope.deadline, deadline)
 
     async def _loop(self) -> Finished:
         event: Event | None = None
@@ -213,7 +178,7 @@ class MapRun:
         """One copy of one item, from reading it to its durable end."""
         if (position, key) in self._tickets:
             return
-        scope = self._tickets[position, key] = trio.CancelScope()
+        scope = self._tickets[position, key] = trio.CancelScope(shield=True)
         event: Event = CallFailed(position, key, Refused(Reason.CANCELLED), 0.0)
         try:
             with scope:
@@ -225,6 +190,9 @@ class MapRun:
             event = self._judge(position, key, error)
         finally:
             del self._tickets[position, key]
+        if scope.cancelled_caught and scope.deadline < float("inf"):
+            # Cut off by the node's stop: the agreement stays open, so that a restart can fetch this answer.
+            self._cut.add(key)
         self._post(event)
         if isinstance(event, Stopped):
             self._post(CallFailed(position, key, Refused(Reason.CANCELLED), 0.0))
@@ -246,18 +214,42 @@ class MapRun:
             raise Refused(Reason.SHAPE_OVER_QUOTE, "this item is larger than the quote covers")
         if number is not None:
             supply.agreement.recall(number, values)
+            await self._is_back(supply)
         else:
             number = supply.next_number()
             await self._save(self._row(position, "placed", supply, number))
-        with trio.move_on_after(self._settings.run_seconds + self._settings.return_seconds) as patience:
-            answer = await self._suppliers.call(supply, values, self._names, self.spec.terms, number)
-        if patience.cancelled_caught:
-            raise TooSlow("the provider did not answer in time")
-        await self._store(position, answer.outputs, supply, answer.amount, number)
-        supply.agreement.confirm(number)
+        is_stored = False
+        try:
+            answer = await self._answer(supply, values, number)
+            await self._store(position, answer.outputs, supply, answer.amount, number)
+            is_stored = True
+        finally:
+            (supply.agreement.confirm if is_stored else supply.agreement.give_up)(number)
         seconds = environment.clock.monotonic() - started
         self._suppliers.succeeded(supply.peer, self.model_id, seconds)
         return Answered(position, key, answer.amount, seconds)
+
+    async def _answer(self, supply: Supply, values: Mapping[str, Any], number: int) -> Any:
+        """Make a call. After a lost link it is repeated under its number, so that what was executed is not paid twice."""
+        for attempt in range(self._settings.attempts_max):
+            with trio.move_on_after(self._settings.run_seconds + self._settings.return_seconds):
+                try:
+                    return await self._suppliers.call(supply, values, self._names, self.spec.terms, number)
+                except Unreachable:
+                    if attempt + 1 == self._settings.attempts_max or not await self._is_back(supply):
+                        raise
+                    continue
+            break
+        raise TooSlow("the provider did not answer in time")
+
+    async def _is_back(self, supply: Supply) -> bool:
+        """Wait, within the match deadline, until an agreement has its provider again, and say whether it has."""
+        with trio.move_on_after(self._settings.match_seconds):
+            while supply.usable:
+                if supply.agreement.is_connected:
+                    return True
+                await trio.sleep(0.02)
+        return False
 
     async def _store(
         self, position: int, outputs: Mapping[str, Any], supply: Supply | None, amount: int = 0, number: int = -1
@@ -371,7 +363,7 @@ class MapRun:
 
     async def _close_lanes(self) -> None:
         async with trio.open_nursery() as nursery:
-            for key in list(self._lanes):
+            for key in [key for key in self._lanes if key not in self._cut]:
                 nursery.start_soon(self._close_lane, key)
 
     async def _restore(self) -> list[rows.ItemRow]:
@@ -386,9 +378,13 @@ class MapRun:
             if not page:
                 break
             after = page[-1].position
-            # A part in place counts even where the crash came before its row was brought up to date.
-            done += [row.position for row in page if part_path(self._output, row.position).exists()]
-            placed += [row for row in page if row.state == "placed" and not part_path(self._output, row.position).exists()]
+            stored = [row for row in page if part_path(self._output, row.position).exists()]
+            done += [row.position for row in stored]
+            # The crash came between the part's rename and its row: the part is whole, so the item is done.
+            late = [replace(row, state="done") for row in stored if row.state != "done"]
+            if late:
+                await self._environment.database.write(lambda connection, late=late: rows.save_items(connection, late))  # type: ignore[misc]
+            placed += [row for row in page if row.state == "placed" and row not in stored]
         self._machine = MapMachine(self._settings, self._dataset.items, done)
         self._done_before = len(done)
         return placed
@@ -405,6 +401,7 @@ class MapRun:
             self._machine.handle(LaneOpened(supply.id, 0), now)
             # It takes no new items: what an earlier process charged on it is known to its own task only.
             self._retire(supply.id)
+            supply.agreement.expect(row.call for row in placed if row.agreement == agreement)
             for row in placed:
                 if row.agreement == agreement:
                     self._machine.adopt(row.position, supply.id, now)

@@ -73,6 +73,8 @@ def reason_of(error: Exception) -> Reason:
     reason = getattr(error, "reason", None)
     if isinstance(reason, Reason):
         return reason
+    if isinstance(error, Unreachable):
+        return Reason.CONNECTION_LOST
     return Reason.TOO_SLOW if isinstance(error, TooSlow) else Reason.INTERNAL
 
 
@@ -104,7 +106,10 @@ class BanBook:
         }.get(cause)
         if first is None:
             return None
-        old = self._bans.pop((peer, cause), None)
+        old = self._bans.get((peer, cause))
+        if old is not None and now < old.until:
+            return old  # One event fails every call under way; it is one failure.
+        self._bans.pop((peer, cause), None)
         # A ban that ended long ago does not count as the same bad spell.
         repeats = 0 if old is None or now > old.until + self._settings.ban_seconds_max else old.repeats + 1
         seconds = min(first * 2.0 ** min(repeats, 20), self._settings.ban_seconds_max)

@@ -13,16 +13,17 @@ from typing import Any
 import trio
 
 from p2pnode.environment import Environment
-from p2pnode.errors import ConfigError, P2PNodeError, PeerError, WorkError
+from p2pnode.errors import ConfigError, P2PNodeError, WorkError
 from p2pnode.ids import JOB, MODEL, id_text, matches_prefix, node_text
 from p2pnode.jobs.batches import Finished
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.datasets import fingerprint, open_dataset
 from p2pnode.jobs.feeds import as_values, value_info
 from p2pnode.jobs.job_book import JobBook, map_key
-from p2pnode.jobs.map_runs import MapRun, past_progress
+from p2pnode.jobs.map_runs import MapRun
 from p2pnode.jobs.outputs import claim_parts, output_kind
-from p2pnode.jobs.retries import reason_of
+from p2pnode.jobs.progress import past_progress
+from p2pnode.jobs.retries import Cause, cause_of, reason_of
 from p2pnode.jobs.sessions import Answer, Local, ModelView, Session
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec, Terms
@@ -133,7 +134,8 @@ class JobService:
         """Give what a run would do, and spend nothing: providers in order with prices, rejected peers with reasons, the risk."""
         model = await self.model(spec.model)
         shapes = input_shapes(as_values(model.inputs, spec.inputs))
-        placement = await self.suppliers.place(model.model_id, shapes, self._limited(spec.terms))
+        terms = self._limited(spec.terms)
+        placement = await self.suppliers.place(model.model_id, shapes, terms)
         best = placement.best
         return {
             "model": id_text(MODEL, model.model_id),
@@ -141,7 +143,7 @@ class JobService:
             "total_microcredits": best.price if best else None,
             "at_risk_microcredits": best.price if best else 0,
             "notice": "the provider sees the inputs and the outputs",
-            "local_fallback": spec.terms.local_fallback,
+            "local_fallback": terms.local_fallback,
         }
 
     async def start_map(self, spec: MapSpec) -> bytes:
@@ -266,13 +268,21 @@ class JobService:
             if len(found) != 1:
                 raise ConfigError(f"{len(found) or 'no'} models start with {text!r}; `p2pnode model list` shows them")
             model_id = found[0]
-        facts = self._work.facts(model_id) or await self._work.prepare(model_id)
+        # Inspected, not run: a model that somebody else is to run need not be loaded and measured here.
+        facts = await self._work.inspect(model_id)
         inputs, outputs = tuple(map(value_info, facts.inputs)), tuple(map(value_info, facts.outputs))
         return ModelView(model_id, inputs, outputs, dict(facts.metadata))
 
     def _limited(self, terms: Terms) -> Terms:
-        """Give the terms with the owner's usual limit on a job's total where they name none."""
-        return terms if terms.max_total is not None else replace(terms, max_total=self._settings.agreement_amount_max)
+        """Give the terms with the owner's settings where they say nothing."""
+        settings = self._settings
+        return replace(
+            terms,
+            max_price=settings.price_max if terms.max_price is None else terms.max_price,
+            max_total=settings.agreement_amount_max if terms.max_total is None else terms.max_total,
+            local_fallback=terms.local_fallback or settings.local_fallback,
+            share_worker=terms.share_worker or settings.share_worker,
+        )
 
     def _local(self, model_id: bytes, terms: Terms) -> Local | None:
         """Give the function that runs a call in this node's own sandbox, or None when the terms forbid it."""
@@ -280,6 +290,7 @@ class JobService:
             return None
 
         async def run_here(values: Mapping[str, Any], outputs: Sequence[str]) -> Mapping[str, Any]:
+            await self._work.prepare(model_id)
             headers, chunks, size = encode_values(values)
             payload = bytearray(size)
             position = 0
@@ -330,8 +341,6 @@ class JobService:
 
 def end_of(error: Exception) -> EndReason:
     """Give the end reason that an error means for a run."""
-    if reason_of(error) is Reason.BUDGET:
-        return EndReason.BUDGET
-    if isinstance(error, PeerError):
-        return EndReason.REFUSED if getattr(error, "reason", None) else EndReason.PEER_LOST
-    return EndReason.FAILED
+    if reason_of(error) in (Reason.BUDGET, Reason.DEADLINE):
+        return EndReason.BUDGET if reason_of(error) is Reason.BUDGET else EndReason.EXPIRED
+    return {Cause.REFUSED: EndReason.REFUSED, Cause.UNREACHABLE: EndReason.PEER_LOST}.get(cause_of(error), EndReason.FAILED)

@@ -103,11 +103,17 @@ class Session:
     async def call(self, values: Mapping[str, Any], outputs: Sequence[str]) -> Answer:
         """Call until it is answered, the retries are used up, or the budget is. Cancelling cancels the call."""
         shapes = input_shapes(values)
-        attempts = Attempts(self._suppliers.settings, self._clock.monotonic(), self.terms.deadline_seconds)
+        started, settings = self._clock.monotonic(), self._suppliers.settings
+        supply, attempts = self._covering(shapes), None
         while True:
             try:
+                if attempts is None and supply is not None and self.terms.deadline_seconds is None:
+                    # The usual case: an agreement stands. Nothing is prepared for a failure before there is one.
+                    return await self._through(supply, values, outputs, started + settings.run_seconds)
+                attempts = attempts or Attempts(settings, started, self.terms.deadline_seconds)
                 return await self._attempt(values, outputs, shapes, attempts)
             except (PeerError, WorkError) as error:
+                attempts = attempts or Attempts(settings, started, self.terms.deadline_seconds)
                 verdict = attempts.handle(Failed(error, self._jitter()), self._clock.monotonic())
                 if isinstance(verdict, GiveUp):
                     if self._local is not None and verdict.end in _LOCAL_HELPS and cause_of(error) is not Cause.INPUT:
@@ -133,6 +139,10 @@ class Session:
         if supply is None:
             supply = await self._order(shapes, attempts)
         attempts.handle(Entered(State.RUN), self._clock.monotonic())
+        return await self._through(supply, values, outputs, attempts.deadline)
+
+    async def _through(self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], deadline: float) -> Answer:
+        """Make one call on this agreement. deadline: on the node's clock. Raises P2PNodeError."""
         answered = trio.Event()
         box: list[Answer | P2PNodeError] = []
 
@@ -142,11 +152,12 @@ class Session:
 
         ticket = self._send(supply, values, outputs, on_answer)
         try:
-            with trio.move_on_after(max(0.0, attempts.deadline - self._clock.monotonic())):
+            with trio.move_on_after(max(0.0, deadline - self._clock.monotonic())):
                 await answered.wait()
         finally:
             if not box and ticket is not None:
                 ticket.cancel()
+                supply.in_flight -= 1
         if not box:
             error = TooSlow("the provider did not answer in time")
             self._suppliers.failed(supply.peer, self.model_id, error)
@@ -183,11 +194,13 @@ class Session:
 
     async def _first_willing(self, candidates: Sequence[Candidate], shapes: Shapes) -> Supply:
         error: PeerError | None = None
+        shares = 0 if self._is_single else max(self.terms.providers, 1)
+        if self.budget.free is not None and self.budget.free < min(candidate.price for candidate in candidates):
+            # What idle agreements hold back would pay for this one.
+            await self._drop([supply for supply in self._supplies if not supply.in_flight], EndReason.COMPLETED)
         for candidate in candidates:
             try:
-                supply = await order_within(
-                    self.budget, self._suppliers, candidate, self.terms, max(self.terms.providers, 1), self.job, shapes
-                )
+                supply = await order_within(self.budget, self._suppliers, candidate, self.terms, shares, self.job, shapes)
             except PeerError as refusal:
                 if getattr(refusal, "reason", None) is Reason.BUDGET:
                     raise
@@ -200,9 +213,12 @@ class Session:
         raise error
 
     async def _drop_unusable(self) -> None:
-        for supply in [item for item in self._supplies if not item.usable and not item.in_flight]:
+        await self._drop([supply for supply in self._supplies if not supply.usable and not supply.in_flight], EndReason.FAILED)
+
+    async def _drop(self, supplies: Sequence[Supply], reason: EndReason) -> None:
+        for supply in supplies:
             self._supplies.remove(supply)
-            await self._close(supply, EndReason.FAILED if supply.failed else EndReason.COMPLETED)
+            await self._close(supply, reason)
 
     async def _close(self, supply: Supply, reason: EndReason) -> None:
         paid = await self._suppliers.close(supply, reason)
@@ -263,15 +279,17 @@ async def order_within(
 ) -> Supply:
     """Reserve a share of the budget, order for at most that, and give the agreement, which then holds the reservation.
 
-    shares: how many providers share what is left. Raises Refused(BUDGET) when one call does not fit, PeerError.
+    shares: how many providers share what is left, 0 for all to one. Raises Refused(BUDGET) when one call does not fit, PeerError.
     """
     free, price = budget.free, candidate.price
     amount = max(suppliers.settings.agreement_amount_max, price)
     if free is not None:
         if free < price:
             raise Refused(Reason.BUDGET, f"the next call may cost {price} micro-credits, {free} are left of this job's total")
-        # Half a provider's share at a time: what one does not use up is there for the others.
-        amount = min(free, free if shares <= 1 else max(price, (budget.limit or 0) // (2 * shares)))
+        # Half a provider's share at a time, so that something is left for the next order; not less than a sixteenth of the
+        # whole, so that a small budget is not cut into many agreements. shares 0: one order is all there will be.
+        part = free if not shares else max(price, free // (2 * shares), (budget.limit or 0) // (16 * shares))
+        amount = min(free, part)
     holder = object()
     budget.reserve(holder, amount)
     try:

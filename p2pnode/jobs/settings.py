@@ -34,6 +34,7 @@ class JobSettings:
     bans_kept_max: int = 4096
 
     # A second copy at median + k x MAD of this model's own latencies; k = 6 is about four standard deviations.
+    hedging: bool = True
     hedge_deviations: float = 6.0
     hedge_samples_min: int = 8
     hedge_samples_max: int = 128
@@ -44,6 +45,12 @@ class JobSettings:
     in_flight_per_provider: int = 4
     rows_per_item: int = 64
     items_max: int = 10_000_000
+
+    # What terms that do not say otherwise get. Amounts in micro-credits; providers_deny: node ids.
+    price_max: int | None = None
+    local_fallback: bool = False
+    share_worker: bool = False
+    providers_deny: frozenset[bytes] = frozenset()
 
     # The weight of time against money when quotes are compared: 1.0 counts twice the price like twice the time.
     latency_weight: float = 0.5

@@ -186,6 +186,8 @@ class Suppliers:
         for peer, link in sorted(self._links().items()):
             refusal = is_wanted(peer, terms)
             ban = self.bans.ban(peer, now)
+            if refusal is None and peer in self.settings.providers_deny:
+                refusal = Rejected(peer, Reason.DENIED, "on this node's deny list (client.providers_deny)")
             if refusal is None and peer in exclude:
                 refusal = Rejected(peer, Reason.BUSY, "already used by this job")
             if refusal is None and ban is not None:

@@ -5,6 +5,7 @@ with the client's own input hashes, the output hashes of the answers it holds, a
 gives. `may_send` and the methods of `calls` are the hot path and plain methods; everything else is an event.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
@@ -42,13 +43,17 @@ from p2pnode.wire.messages.market import AgreementState, Cheque, Leaf, Receipt
 
 @dataclass(slots=True)
 class BoughtProgress:
-    """What survives a restart: totals of the cheques issued, and the first call number of this run."""
+    """What survives a restart: totals of the cheques issued, and the first call number of this run.
+
+    awaited: numbers of calls whose outputs a job lacks and will ask for when it goes on.
+    """
 
     paid: int = 0
     slices_paid: int = 0
     last_receipt: bytes = b""
     first_number: int = 0
     is_restart: bool = False
+    awaited: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -93,6 +98,9 @@ class BoughtAgreement:
         restart = progress.is_restart and pays_forgotten
         self._forgotten_amount = terms.order.slice_amount if restart else -1
         self._forgotten_calls = terms.order.slice_calls if restart else 0
+        self._awaited = set(progress.awaited)
+        self._deferred: set[int] = set()
+        self._awaits_until = now.seconds + patience_seconds / 2
         self._chain = chain
         self._patience = patience_seconds
         self._away_seconds = away_seconds
@@ -139,6 +147,8 @@ class BoughtAgreement:
             for pending in self._receipts.values()
             if pending.since + self._patience / 2 > self._seen
         ]
+        if self._awaited and self._receipts and self._awaits_until > self._seen:
+            waits.append(self._awaits_until)
         return min([end, *waits])
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
@@ -170,6 +180,15 @@ class BoughtAgreement:
             case _:
                 pass
         return effects + self._pay(now)
+
+    def recall(self, number: int, input_hash: bytes, amount: int) -> None:
+        """Take up a call from before a restart: it is not paid before its output is held."""
+        self._awaited.discard(number)
+        self.calls.recall(number, input_hash, amount)
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Await only these of the calls from before a restart; the others may be paid without their outputs."""
+        self._awaited.intersection_update(numbers)
 
     def abandon(self, reason: EndReason) -> list[Effect]:
         """End at once, for example because the provider broke the agreement; nothing more is paid."""
@@ -252,7 +271,7 @@ class BoughtAgreement:
                 return effects
             if pending.leaves is not None and self._lacks_outputs(pending, pending.leaves, calls, now):
                 return effects
-            if any(call is not None and call.is_held for call in calls):
+            if any(call is not None and call.is_held for call in calls) or self._is_awaited(pending, now):
                 return effects
             own = [self._leaf(call, position, pending) for position, call in enumerate(calls)]
             check_leaves(own, receipt.root, receipt.amount)
@@ -294,7 +313,10 @@ class BoughtAgreement:
                 continue
             call = self.calls.by_number.get(leaf.number)
             if call is None:
-                forgotten.append(leaf)
+                if leaf.number in self._awaited:
+                    self._deferred.add(leaf.number)
+                else:
+                    forgotten.append(leaf)
             elif call.input_hash != leaf.input_hash or call.amount != leaf.amount:
                 raise ProtocolViolation(Reason.RECEIPT_MISMATCH, f"call {leaf.number} had another input or price")
             elif not (call.is_held or call.is_flying or call.is_given_up or call.is_denied):
@@ -302,6 +324,16 @@ class BoughtAgreement:
         self._accept_forgotten(forgotten)
         pending.leaves = leaves
         return [FetchOutputs(tuple(wanted))] if wanted else []
+
+    def _is_awaited(self, pending: _PendingReceipt, now: Now) -> bool:
+        """Say whether a job may still ask for a call of this slice; when the time for that is over it is forgotten."""
+        leaves = [leaf for leaf in pending.leaves or () if leaf.number in self._deferred]
+        left = [leaf for leaf in leaves if leaf.number not in self.calls.by_number]
+        if now.seconds < self._awaits_until and any(leaf.number in self._awaited for leaf in left):
+            return True
+        self._deferred.difference_update(leaf.number for leaf in leaves)
+        self._accept_forgotten(left)
+        return False
 
     def _accept_forgotten(self, leaves: list[Leaf]) -> None:
         """Accept calls from before a crash, at most one slice in all; whoever crashed pays for it."""

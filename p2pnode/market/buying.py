@@ -6,7 +6,7 @@ link; while there is no link, calls wait and those under way fail as unreachable
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -50,6 +50,11 @@ class ClientAgreement:
         return self.machine.phase is Phase.OPEN
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the provider has taken the agreement up on a link that stands."""
+        return self.payments.link is not None
+
+    @property
     def end_reason(self) -> EndReason | None:
         """How it ended, None before."""
         return self.machine.end_reason
@@ -77,7 +82,12 @@ class ClientAgreement:
     def recall(self, number: int, inputs: Mapping[str, Value]) -> None:
         """Name a call from before a restart whose answer will be asked for again, so that it is not paid before it is held."""
         headers, chunks, _ = encode_values(inputs)
-        self.machine.calls.recall(number, values_hash(headers, chunks), self._pricer.price(headers)[0])
+        self.machine.recall(number, values_hash(headers, chunks), self._pricer.price(headers)[0])
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Say which calls from before a restart will be recalled; the others are paid without their answers."""
+        self.machine.expect(numbers)
+        self.payments.bell.ring()
 
     async def call(
         self,
@@ -163,6 +173,11 @@ class ClientAgreement:
         self.machine.calls.confirmed(number)
         if self.machine.is_waiting:
             self.payments.bell.ring()
+
+    def give_up(self, number: int) -> None:
+        """Say that a held call's output is not wanted any more: it is paid all the same if it was executed."""
+        self.machine.calls.give_up(number)
+        self.payments.settle_lost(number)
 
     def cancel(self, outgoing: OutgoingCall) -> None:
         """Give a call up; see `OutgoingCall.cancel`."""

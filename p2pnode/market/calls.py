@@ -54,7 +54,10 @@ class CallDesk:
         self.outputs = KeptOutputs(settings.kept_bytes_max, settings.kept_output_bytes_max)
 
     def call(self, incoming: Incoming) -> None:
-        """Take one Call: it is refused with a reason, answered from what is kept, or started."""
+        """Take one Call: it is refused with a reason, answered from what is kept, or started.
+
+        Raises ProtocolViolation(BAD_TENSOR) for headers that do not describe the attachment.
+        """
         message: Call = incoming.message
         try:
             seat = self._seat(incoming, message.agreement_id)
@@ -67,7 +70,7 @@ class CallDesk:
             known = seat.machine.admit(message.number, message.input_hash, amount)
             if known is not None and self._repeat(seat, incoming, known):
                 return
-        except (Refused, ProtocolViolation) as error:
+        except Refused as error:
             self.refuse(incoming, error.reason, error.detail)
             return
         call = RunningCall(self, seat, incoming, message, operations)

@@ -15,7 +15,7 @@ from p2pnode.market.receipt_file import ReceiptBundle
 from p2pnode.market.slices import leaf_path
 from p2pnode.market.sold_agreement import SignedSlice, SoldProgress
 from p2pnode.reasons import EndReason
-from p2pnode.store import accounts, agreements, documents
+from p2pnode.store import accounts, agreements, documents, jobs
 from p2pnode.store.database import recall, remember
 from p2pnode.wire.codec import decode
 from p2pnode.wire.envelope import decode_envelope, document_id
@@ -218,6 +218,7 @@ def bought_progress(connection: sqlite3.Connection, row: agreements.AgreementRow
         last_receipt=last.document if last else b"",
         first_number=first,
         is_restart=True,
+        awaited=jobs.placed_calls(connection, row.job, row.id) if row.job is not None else frozenset(),
     )
 
 

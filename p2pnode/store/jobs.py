@@ -169,6 +169,14 @@ def release(connection: sqlite3.Connection, job: bytes, holder: bytes) -> int:
     return int(row[0])
 
 
+def placed_calls(connection: sqlite3.Connection, job: bytes, agreement: bytes) -> frozenset[int]:
+    """Give the call numbers of a job's items that were placed under an agreement and are not done."""
+    rows = connection.execute(
+        "SELECT call FROM items WHERE job = ? AND state = 'placed' AND agreement = ? AND call >= 0", (job, agreement)
+    )
+    return frozenset(number for (number,) in rows)
+
+
 def list_reservations(connection: sqlite3.Connection, job: bytes) -> dict[bytes, int]:
     """Give holder -> amount of a job's reservations."""
     return dict(connection.execute("SELECT holder, amount FROM reservations WHERE job = ? ORDER BY holder", (job,)))

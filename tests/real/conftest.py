@@ -1,12 +1,14 @@
 """Real daemons as real processes, and clients beside them: what the tests of this folder share."""
 
 import contextlib
+import math
 import os
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -105,8 +107,12 @@ class Daemon:
     def counter(self, name: str, label: str = "") -> float:
         """Give one series of the daemon's counters, 0 before its first count."""
         start = f"p2pnode_{name}" + (f'{{label="{label}"}}' if label else "")
-        lines = (line.rpartition(" ") for line in self.control.text("/v1/metrics").splitlines())
-        return sum(float(value) for series, _, value in lines if series == start or (not label and series.startswith(start + "{")))
+        found = 0.0
+        for line in self.control.text("/v1/metrics").splitlines():
+            series, _, value = line.rpartition(" ")
+            if series == start or (not label and series.startswith(start + "{")):
+                found += float(value)
+        return found
 
     def workers(self) -> list[int]:
         """Give the process ids of the model workers: the zygote's children."""
@@ -117,9 +123,9 @@ class Daemon:
     @contextlib.contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:
         """Read the database beside whoever writes it."""
-        connection = sqlite3.connect(self.home / "data" / "p2pnode.db", timeout=10)
+        # Read only: a connection that could write would make the file before its owner does.
+        connection = sqlite3.connect(f"file:{self.home / 'data' / 'p2pnode.db'}?mode=ro", uri=True, timeout=10)
         try:
-            connection.execute("PRAGMA query_only=ON")
             yield connection
         finally:
             connection.close()
@@ -178,3 +184,105 @@ def client(provider: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     buyer = Daemon(tmp_path_factory.mktemp("client"), provider.settings["network.id"], {"network.static_peers": provider.address})
     with p2pnode.connect(config=load_config(buyer.environment), embed=True) as connection:
         yield connection
+
+
+class Proxy:
+    """A TCP relay in front of a daemon which can hold back what flows one way, so that a state between two messages lasts.
+
+    up and down: how many bytes may still pass from the dialler to the daemon and back; infinite at first.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.up = self.down = math.inf
+        self._target = target
+        self._changed = threading.Condition()
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", free_port()))
+        self.address = "{}:{}".format(*self._listener.getsockname())
+        self._run(self._accept)
+
+    def allow(self, *, up: float = math.inf, down: float = math.inf) -> None:
+        """Let so many more bytes pass each way: 0 holds a direction, infinity opens it."""
+        with self._changed:
+            self.up, self.down = up, down
+            self._changed.notify_all()
+
+    def cut(self) -> None:
+        """Break every connection and lose what is held."""
+        with self._changed:
+            sockets, self._sockets = self._sockets, []
+            for sock in sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the relay and its threads."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        self.allow()
+        for thread in list(self._threads):
+            thread.join(5)
+
+    def _run(self, function: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=function, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            host, _, port = self._target.rpartition(":")
+            try:
+                far = socket.create_connection((host, int(port)), 5)
+            except OSError:
+                near.close()
+                continue
+            for sock in (near, far):
+                sock.settimeout(None)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._changed:
+                self._sockets += [near, far]
+            self._run(self._relay, near, far)
+
+    def _relay(self, near: socket.socket, far: socket.socket) -> None:
+        """Carry both directions of one connection; end both when either ends."""
+        back = threading.Thread(target=self._pump, args=(far, near, "down"), daemon=True)
+        back.start()
+        self._pump(near, far, "up")
+        back.join()
+        near.close()
+        far.close()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, way: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                with self._changed:
+                    self._changed.wait_for(lambda: getattr(self, way) > 0 or source not in self._sockets)
+                    if source not in self._sockets:
+                        break
+                    setattr(self, way, getattr(self, way) - len(data))
+                sink.sendall(data)
+        for sock in (source, sink):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[Callable[[str], Proxy]]:
+    """Make relays in front of addresses: `make_proxy("127.0.0.1:4000")`."""
+    made: list[Proxy] = []
+
+    def make(target: str) -> Proxy:
+        made.append(Proxy(target))
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()

@@ -44,7 +44,7 @@ def _draw() -> list[Any]:
     for name in VECTORS.read_text().split():
         if name in cases and cases[name].data_sets:
             inputs, outputs = cases[name].data_sets[0]
-            signature = sorted({_kind(_plain(v)) for v in inputs}) + ["->"] + sorted({_kind(_plain(v)) for v in outputs})
+            signature = [*sorted({_kind(_plain(v)) for v in inputs}), "->", *sorted({_kind(_plain(v)) for v in outputs})]
             kinds[tuple(signature)].append(cases[name])
     drawn: list[Any] = []
     depth = 0

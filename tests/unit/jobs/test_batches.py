@@ -14,7 +14,6 @@ from p2pnode.jobs.batches import (
     LaneClosed,
     LaneOpened,
     MapMachine,
-    OutOfBudget,
     Place,
     Stopped,
 )
@@ -101,18 +100,11 @@ def test_a_model_that_fails_every_item_is_stopped_early():
     assert position == 16
 
 
-def test_out_of_budget_lets_what_flies_land():
-    machine = MapMachine(SETTINGS, 5)
-    machine.handle(LaneOpened(A, 2), 0.0)
-    assert machine.handle(OutOfBudget(1, A), 0.0) == []
-    end = machine.handle(Answered(0, A, 1, 0.1), 0.1)
-    assert [effect.end for effect in end] == [EndReason.BUDGET]
-
-
 def test_stopping_sends_nothing_more():
     machine = MapMachine(SETTINGS, 5)
     machine.handle(LaneOpened(A, 1), 0.0)
     assert machine.handle(Stopped(EndReason.CANCELLED, Reason.CANCELLED), 0.0) == []
+    assert machine.handle(Stopped(EndReason.BUDGET, Reason.BUDGET), 0.0) == [], "the first reason stays"
     assert machine.handle(Answered(0, A, 1, 0.1), 0.1)[-1].end is EndReason.CANCELLED
     assert machine.tick(9.0) == []
 

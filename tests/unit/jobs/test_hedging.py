@@ -36,3 +36,7 @@ def test_equal_latencies_still_leave_room_for_jitter():
 def test_the_window_forgets():
     latencies = filled([10.0] * 8 + [1.0] * 8, hedge_samples_max=8)
     assert latencies.median_seconds == 1.0
+
+
+def test_the_owner_can_switch_copies_off():
+    assert filled([1.0] * 20, hedging=False).hedge_after_seconds() is None

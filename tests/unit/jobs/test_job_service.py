@@ -1,5 +1,7 @@
 """The client's side between real nodes on virtual time: runs, maps, sessions, and what each of them leaves in the books."""
 
+from contextlib import aclosing
+
 import numpy as np
 import onnx
 import pytest
@@ -43,6 +45,14 @@ async def market(world, providers=("alice",), **settings):
     bob = await world.start("bob", {"provide.enabled": "false"}, knows=list(providers))
     await world.settle(lambda: len(bob.transport.links()) == len(providers))
     return bob
+
+
+async def until_done(node, job, count):
+    """Follow a map until so many of its items are done."""
+    async with aclosing(node.jobs.events(job)) as events:
+        async for event in events:
+            if event["done"] >= count:
+                return
 
 
 async def bought(node):
@@ -105,9 +115,7 @@ def test_a_stopped_map_goes_on_with_the_same_command(square, data, tmp_path):
         bob = await market(world)
         spec = MapSpec(square, data, str(output), batch=1)
         job = await bob.jobs.start_map(spec)
-        async for event in bob.jobs.events(job):
-            if event["done"] >= 20:
-                break
+        await until_done(bob, job, 20)
         await bob.jobs.stop(job)
         stopped = await bob.jobs.wait(job)
         assert stopped["end_reason"] == "cancelled"
@@ -127,9 +135,7 @@ def test_a_node_that_stops_during_a_map_continues_it_after_its_restart(square, d
         bob = await market(world)
         spec = MapSpec(square, data, str(output), batch=1)
         job = await bob.jobs.start_map(spec)
-        async for event in bob.jobs.events(job):
-            if event["done"] >= 20:
-                break
+        await until_done(bob, job, 20)
         await world.stop("bob")
         bob = await world.start("bob", {"provide.enabled": "false"}, knows=["alice"])
         await world.settle(lambda: bob.transport.links())
@@ -147,9 +153,7 @@ def test_a_lost_provider_is_replaced(square, data, tmp_path):
     async def scenario(world):
         bob = await market(world, ("alice", "carol"))
         job = await bob.jobs.start_map(MapSpec(square, data, str(output), batch=1))
-        async for event in bob.jobs.events(job):
-            if event["done"] >= 10:
-                break
+        await until_done(bob, job, 10)
         await world.stop("carol")
         description = await bob.jobs.wait(job)
         assert description["end_reason"] == "completed"
@@ -294,5 +298,24 @@ def test_sessions_left_open_are_settled_when_the_node_stops(square):
         assert row.paid == row.total > 0
         [job] = await bob.jobs.list()
         assert job["end_reason"] == "client-stopped"
+
+    run_world(scenario)
+
+
+def test_the_owners_settings_hold_where_terms_say_nothing(square):
+    async def scenario(world):
+        await market(world, ("alice", "carol"))
+        alice, carol = (world.residents[name].identity.node_id for name in ("alice", "carol"))
+        await world.stop("bob")
+        wishes = {"provide.enabled": "false", "client.providers_deny": node_text(alice), "client.max_price": "0.0001"}
+        bob = await world.start("bob", wishes, knows=["alice", "carol"])
+        await world.settle(lambda: len(bob.transport.links()) == 2)
+        told = await bob.jobs.dry_run(JobSpec(square, {"x": ROWS}))
+        assert {row["provider"]: row["reason"] for row in told["rejected"]} == {
+            node_text(alice): "denied",
+            node_text(carol): "price",
+        }
+        told = await bob.jobs.dry_run(JobSpec(square, {"x": ROWS}, terms=Terms(max_price=10_000)))
+        assert [row["provider"] for row in told["chosen"]] == [node_text(carol)]
 
     run_world(scenario)
