@@ -342,14 +342,17 @@ def _open(connection: Connection, path_or_bytes: str | bytes | os.PathLike[str],
 
 
 @contextmanager
-def patch_onnxruntime(connection: Connection | None = None, **terms: Any) -> Iterator[type]:
+def patch_onnxruntime(connection: Connection | None = None, **terms: Any) -> Iterator[Any]:
     """Replace `onnxruntime.InferenceSession` within the block, so that unmodified packages run over the network.
 
     Packages that look the class up when they need it (`onnxruntime.InferenceSession(...)`) are served; a name imported
-    before (`from onnxruntime import InferenceSession`) stays ONNX Runtime's own. Sessions made in the block stay usable after.
+    before (`from onnxruntime import InferenceSession`) stays ONNX Runtime's own. Sessions made in the block stay usable
+    after it; `close_all` of the class that the block gives ends their agreements before the connection closes.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
+
+    opened: list[InferenceSession] = []
 
     class Patched(InferenceSession):
         """An InferenceSession on the connection given to `patch_onnxruntime`."""
@@ -358,6 +361,13 @@ def patch_onnxruntime(connection: Connection | None = None, **terms: Any) -> Ite
             options.setdefault("connection", connection)
             options.setdefault("terms", terms)
             super().__init__(path_or_bytes, *arguments, **options)
+            opened.append(self)
+
+        @staticmethod
+        def close_all() -> None:
+            """End the agreements of every session made in the block."""
+            while opened:
+                opened.pop().close()
 
     original = onnxruntime.InferenceSession
     onnxruntime.InferenceSession = Patched

@@ -176,7 +176,7 @@ class EmbeddedBackend:
         """Start a map, or go on with it, and follow it."""
         jobs = self._thread.node.jobs
         job = self._thread.call(jobs.start_map, spec)
-        events = jobs.events(job)
+        events: Any = jobs.events(job)
         try:
             while True:
                 try:

@@ -41,6 +41,15 @@ async def jobs(control: Control, request: Request) -> Reply:
     return json_answer({"jobs": await control.node.jobs.list()})
 
 
+async def recent_calls(control: Control, request: Request) -> Reply:
+    """List the last answered calls, oldest first: who answered, what it cost, how long it took."""
+    rows = [
+        {**asdict(call), "model_id": id_text(MODEL, call.model_id), "provider": node_text(call.provider)}
+        for call in control.node.jobs.suppliers.recent
+    ]
+    return json_answer({"calls": rows})
+
+
 async def run(control: Control, request: Request) -> Reply:
     """Run one inference. Body and answer carry tensors; the head names model, outputs and terms, and `dry_run`."""
     head, inputs = _unpacked(request)
@@ -175,6 +184,7 @@ def _result_head(result: JobResult) -> dict[str, Any]:
 
 JOB_ROUTES: Final = (
     Route("GET", "/v1/jobs", jobs),
+    Route("GET", "/v1/calls", recent_calls),
     Route("POST", "/v1/jobs/run", run, takes_bytes=True),
     Route("POST", "/v1/jobs/map", start_map),
     Route("GET", "/v1/jobs/{id}", describe),

@@ -41,7 +41,7 @@ def demo(
             print(f"kept {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    agreed = all(outcome["agrees"] for outcome in outcomes) and bool(checked) and all(checked.values())
+    agreed = all(outcome["agrees"] and outcome["receipts"] for outcome in outcomes) and bool(checked) and all(checked.values())
     if as_json:
         print(json.dumps({"agreed": agreed, "jobs": outcomes, "receipts": checked}, indent=2))
     if not agreed:
@@ -50,42 +50,49 @@ def demo(
 
 
 def _main_job(folder: Path, say: Callable[..., None]) -> tuple[list[dict[str, Any]], list[Path]]:
+    import p2pnode
+    from p2pnode.api.client import ControlClient
     from p2pnode.cli.demo_jobs import DEMO_JOBS
+    from p2pnode.node.config import load_config
 
     network = f"demo-{os.getpid()}"
-    with _daemons(folder, network, say) as homes, _client(folder, network, homes, say) as connection:
+    homes = [folder / f"daemon{number}" for number in range(1, DAEMONS + 1)]
+    with _daemons(homes, network, say), _daemons([folder / "client"], network, say, PROVIDE_ENABLED="false"):
+        control = ControlClient(folder / "client" / "data")
+        _meet(control, homes, say)
         outcomes = []
-        for job in DEMO_JOBS:
-            say(f"\n{job.title}")
-            outcome = job.run(connection, folder)
-            say(table(("input", "over the network", "the package itself", ""), outcome.pop("rows")))
-            say(
-                f"provider {', '.join(outcome['providers'])}   price {outcome['credits']} credits   "
-                f"{outcome['calls']} calls, median {outcome['milliseconds']:.1f} ms   {outcome['bytes']} bytes"
-            )
-            outcomes.append(outcome)
-        receipts = _save_receipts(connection, folder, say)
+        with p2pnode.connect(config=load_config(_environment(folder / "client", network)), embed=False) as connection:
+            for job in DEMO_JOBS:
+                say(f"\n{job.title}")
+                outcome = job.run(connection, control, folder)
+                say(table(("input", "over the network", "the package itself", ""), outcome.pop("rows")))
+                say(
+                    f"provider {', '.join(outcome['providers'])}…   price {outcome['credits']} credits   "
+                    f"{outcome['calls']} calls, median {outcome['milliseconds']:.1f} ms   {outcome['bytes']} bytes   "
+                    f"receipts {'verified' if outcome['receipts'] else 'MISSING'}"
+                )
+                outcomes.append(outcome)
+        receipts = _save_receipts(control, folder, say)
+        control.close()
     return outcomes, receipts
 
 
 @contextmanager
-def _daemons(folder: Path, network: str, say: Callable[..., None]) -> Iterator[list[Path]]:
-    """Run three providers as processes of their own; they are told no addresses."""
+def _daemons(homes: list[Path], network: str, say: Callable[..., None], **settings: str) -> Iterator[None]:
+    """Run daemons as processes of their own; they are told no addresses."""
     import subprocess
 
     from p2pnode.api.client import ControlClient
     from p2pnode.errors import TooSlow
 
-    homes = [folder / f"daemon{number}" for number in range(1, DAEMONS + 1)]
     processes = []
     try:
         for home in homes:
             home.mkdir()
             with (home / "log").open("wb") as log:
                 command = [sys.executable, "-m", "p2pnode.cli.main", "up", "--foreground"]
-                processes.append(
-                    subprocess.Popen(command, env=_environment(home, network), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-                )
+                environment = _environment(home, network, **settings)
+                processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
         deadline = time.monotonic() + FOUND_SECONDS  # noqa: TID251 - the command line runs outside any node
         clients = [ControlClient(home / "data") for home in homes]
         while not all(client.alive() for client in clients):
@@ -93,11 +100,11 @@ def _daemons(folder: Path, network: str, say: Callable[..., None]) -> Iterator[l
                 logs = "\n".join((home / "log").read_text()[-2000:] for home in homes)
                 raise TooSlow(f"the daemons did not start:\n{logs}")
             time.sleep(0.05)  # noqa: TID251
-        for number, client in enumerate(clients, 1):
+        for home, client in zip(homes, clients, strict=True):
             status = client.get("/v1/status")
-            say(f"daemon {number}: {status['node'][:21]}… on {status['listen'][0]}, sandbox {status['sandbox']}")
+            say(f"{home.name}: {status['node'][:21]}… on {status['listen'][0]}, sandbox {status['sandbox']}, {status['state']}")
             client.close()
-        yield homes
+        yield
     finally:
         for process in processes:
             process.terminate()
@@ -115,50 +122,41 @@ def _environment(home: Path, network: str, **more: str) -> dict[str, str]:
     return kept | {f"P2PNODE_{name}": value for name, value in settings.items()}
 
 
-@contextmanager
-def _client(folder: Path, network: str, homes: list[Path], say: Callable[..., None]) -> Iterator[Any]:
-    """Run the client's node in this process; by static addresses only where multicast does not work."""
-    import p2pnode
+def _meet(control: Any, homes: list[Path], say: Callable[..., None]) -> None:
+    """Wait until the client is connected to every daemon; by static addresses only where multicast does not work."""
     from p2pnode.api.client import ControlClient
-    from p2pnode.node.config import load_config
+    from p2pnode.errors import Unreachable
 
-    home = folder / "client"
-    connection = p2pnode.connect(config=load_config(_environment(home, network)), embed=True)
-    try:
-        if _wait_for_links(connection, DAEMONS, FOUND_SECONDS):
-            say(f"the client found all {DAEMONS} by mDNS, without being told an address")
-        else:
-            say("multicast does not work on this machine; using the list of addresses instead (network.static_peers)")
-            addresses = [ControlClient(each / "data").get("/v1/status")["listen"][0] for each in homes]
-            connection.add_peers(addresses)
-            if not _wait_for_links(connection, DAEMONS, FOUND_SECONDS):
-                from p2pnode.errors import Unreachable
-
-                raise Unreachable("the client could not reach the daemons, not even by address")
-        yield connection
-    finally:
-        connection.close()
+    if _wait_for_links(control):
+        say(f"\nthe client found all {DAEMONS} by mDNS, without being told an address")
+        return
+    say("\nmulticast does not work on this machine; using the list of addresses instead (network.static_peers)")
+    for home in homes:
+        with ControlClient(home / "data") as daemon:
+            control.post("/v1/peers", {"address": daemon.get("/v1/status")["listen"][0]})
+    if not _wait_for_links(control):
+        raise Unreachable("the client could not reach the daemons, not even by address")
 
 
-def _wait_for_links(connection: Any, wanted: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds  # noqa: TID251 - the command line runs outside any node
+def _wait_for_links(control: Any) -> bool:
+    deadline = time.monotonic() + FOUND_SECONDS  # noqa: TID251 - the command line runs outside any node
     while time.monotonic() < deadline:  # noqa: TID251
-        if sum(1 for peer in connection.peers() if peer["connected"]) >= wanted:
+        if sum(1 for peer in control.get("/v1/peers")["peers"] if peer["connected"]) >= DAEMONS:
             return True
         time.sleep(0.05)  # noqa: TID251
     return False
 
 
-def _save_receipts(connection: Any, folder: Path, say: Callable[..., None]) -> list[Path]:
+def _save_receipts(control: Any, folder: Path, say: Callable[..., None]) -> list[Path]:
     """Write one .receipt file for every call of every slice."""
     from p2pnode.units import format_credits
 
     paths = []
-    rows = connection.receipts()
+    rows = control.get("/v1/receipts")["receipts"]
     for row in rows:
         for call in range(row["calls"]):
             path = folder / f"{row['id'][-16:]}-{call}.receipt"
-            path.write_bytes(connection.receipt_bundle(row["id"], call))
+            path.write_bytes(control.exchange("GET", f"/v1/receipts/{row['id']}?call={call}", b""))
             paths.append(path)
     spent = sum(row["amount"] for row in rows)
     say(f"\n{len(rows)} receipts over {len(paths)} calls, {format_credits(spent)} credits, written to files")

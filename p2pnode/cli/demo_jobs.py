@@ -41,21 +41,34 @@ class DemoJob:
     title: str
     answers: Callable[[Any, Path], list[tuple[str, str, str, bool]]]
 
-    def run(self, connection: Any, folder: Path) -> dict[str, Any]:
-        """Do the job and give what a person wants to see of it."""
-        before = len(connection.calls)
+    def run(self, connection: Any, control: Any, folder: Path) -> dict[str, Any]:
+        """Do the job and give what a person wants to see of it; control: the client daemon's control API."""
+        calls_before = len(control.get("/v1/calls")["calls"])
+        paid_before = _calls_with_receipts(control, folder)
         rows = self.answers(connection, folder)
-        calls = connection.calls[before:]
+        calls = control.get("/v1/calls")["calls"][calls_before:]
         return {
             "title": self.title,
             "rows": [(name, ours, theirs, "agrees" if same else "DIFFERS") for name, ours, theirs, same in rows],
             "agrees": all(same for *_, same in rows) and bool(calls),
-            "providers": sorted({call.provider[:21] for call in calls}),
-            "credits": format_credits(sum(call.amount for call in calls)),
+            "receipts": _calls_with_receipts(control, folder) - paid_before == len(calls),
+            "providers": sorted({call["provider"][:21] for call in calls}),
+            "credits": format_credits(sum(call["amount"] for call in calls)),
             "calls": len(calls),
-            "milliseconds": 1000 * statistics.median(call.seconds for call in calls) if calls else 0.0,
-            "bytes": sum(call.bytes_sent + call.bytes_received for call in calls),
+            "milliseconds": 1000 * statistics.median(call["seconds"] for call in calls) if calls else 0.0,
+            "bytes": sum(call["bytes_sent"] + call["bytes_received"] for call in calls),
         }
+
+
+def _calls_with_receipts(control: Any, folder: Path) -> int:
+    """Count the calls whose receipts are here, paid, and verify."""
+    from p2pnode.market.receipt_file import is_verified, verify_bundle
+
+    count = 0
+    for row in control.get("/v1/receipts")["receipts"]:
+        bundles = (control.exchange("GET", f"/v1/receipts/{row['id']}?call={call}", b"") for call in range(row["calls"]))
+        count += sum(is_verified(verify_bundle(bundle)) for bundle in bundles) if row["paid"] else 0
+    return count
 
 
 def identify_files(connection: Any, folder: Path) -> list[tuple[str, str, str, bool]]:
@@ -67,8 +80,9 @@ def identify_files(connection: Any, folder: Path) -> list[tuple[str, str, str, b
     root = Path(__file__).parents[2]
     paths = [root / name for name in FILES if (root / name).is_file()] or sorted(Path(__file__).parent.glob("*.py"))[:6]
     local = Magika().identify_paths(paths)
-    with patch_onnxruntime(connection):
+    with patch_onnxruntime(connection) as session_class:
         remote = Magika().identify_paths(paths)
+        session_class.close_all()
 
     def word(result: Any) -> str:
         return f"{result.output.label} {result.score:.4f}"
@@ -107,8 +121,9 @@ def embed_sentences(connection: Any, folder: Path) -> list[tuple[str, str, str, 
     from p2pnode.client import patch_onnxruntime
 
     local = OnnxEmbeddingProvider().embed_batch(list(SENTENCES))
-    with patch_onnxruntime(connection):
+    with patch_onnxruntime(connection) as session_class:
         remote = OnnxEmbeddingProvider().embed_batch(list(SENTENCES))
+        session_class.close_all()
 
     def word(vector: Any) -> str:
         return " ".join(f"{value:+.4f}" for value in vector[:4]) + " …"

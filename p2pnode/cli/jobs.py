@@ -209,6 +209,7 @@ def list_jobs(home: Home = None, as_json: Json = False) -> None:
     from p2pnode.units import format_credits
 
     rows = ask("GET", "/v1/jobs")["jobs"]
+
     def text() -> str:
         cells = [
             (row["id"][:20], row["kind"], row["name"], row["items"], format_credits(row["spent_microcredits"]), _state(row))

@@ -18,7 +18,7 @@ from p2pnode.jobs.feeds import ValueInfo, as_values
 from p2pnode.jobs.placement import Candidate
 from p2pnode.jobs.retries import Attempts, Cause, Entered, Failed, GiveUp, State, cause_of
 from p2pnode.jobs.spec import Terms
-from p2pnode.jobs.suppliers import Shapes, Suppliers, Supply, grown_shapes, input_shapes, no_provider
+from p2pnode.jobs.suppliers import RecentCall, Shapes, Suppliers, Supply, grown_shapes, input_shapes, no_provider
 from p2pnode.reasons import EndReason, Reason
 
 OnAnswer = Callable[["Answer | P2PNodeError"], None]
@@ -236,9 +236,9 @@ class Session:
                 return
             seconds = self._clock.monotonic() - started
             self._suppliers.succeeded(supply.peer, self.model_id, seconds)
-            on_answer(
-                Answer(result.outputs, supply.peer, result.amount, seconds, sent, len(result.payload), supply.id, result.number)
-            )
+            received = len(result.payload)
+            self._suppliers.recent.append(RecentCall(self.model_id, supply.peer, result.amount, seconds, sent, received))
+            on_answer(Answer(result.outputs, supply.peer, result.amount, seconds, sent, received, supply.id, result.number))
 
         return self._suppliers.send(supply, values, outputs, self.terms, done)
 

@@ -4,7 +4,7 @@ A `Supply` is one agreement with what it covers. Quotes of several providers are
 deadline; who refuses or does not answer is remembered with the reason, for the dry run, for `job why`, and for the bans.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -27,9 +27,22 @@ from p2pnode.wire.messages.market import InputShape
 
 Shapes = tuple[InputShape, ...]
 _HISTORIES_MAX = 4096
+_RECENT_MAX = 1024
 # A symbolic dimension is quoted at least this large, so that sequences that grow by one need few quotes.
 _GROWN_DIMENSION = 16
 _GROWN_BYTES_MAX = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RecentCall:
+    """One answered call, for the owner's eyes. provider: node id; amount: micro-credits; bytes of the tensors alone."""
+
+    model_id: bytes
+    provider: bytes
+    amount: int
+    seconds: float
+    bytes_sent: int
+    bytes_received: int
 
 
 @dataclass(slots=True)
@@ -138,6 +151,7 @@ class Suppliers:
         self.bans = BanBook(settings)
         self.refusals: Counter[str] = Counter()
         self._histories: OrderedDict[tuple[bytes, bytes], History] = OrderedDict()
+        self.recent: deque[RecentCall] = deque(maxlen=_RECENT_MAX)
 
     def history(self, peer: bytes, model_id: bytes) -> History:
         """Give the record of one provider and model; the least recently used ones are forgotten first."""
