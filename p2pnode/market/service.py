@@ -206,8 +206,9 @@ class MarketService:
         except Refused as error:
             incoming.refuse(error.reason, error.detail)
         except ProtocolViolation as error:
-            self._violated(incoming.link, error.reason)
+            # The reason leaves first: a violation may close the link.
             incoming.refuse(error.reason, error.detail)
+            self._violated(incoming.link, error.reason)
 
     def _violated(self, link: Any, reason: Reason) -> None:
         self._metrics.add("violations_total", reason.value)

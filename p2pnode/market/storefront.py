@@ -356,8 +356,9 @@ async def answered(incoming: Any, handler: Callable[[Any], Awaitable[None]], vio
     except (Refused, WorkError) as error:
         incoming.refuse(error.reason, error.detail)
     except ProtocolViolation as error:
-        violated(incoming.link, error.reason)
+        # The reason leaves first: a violation may close the link.
         incoming.refuse(error.reason, error.detail)
+        violated(incoming.link, error.reason)
         if error.reason in (Reason.BAD_SIGNATURE, Reason.WRONG_SIGNER):
             incoming.link.close(error.reason)
     except PeerError as error:

@@ -37,9 +37,14 @@ def test_a_broken_document_has_a_reason_and_the_node_lives(message):
         alice, bob = await meet(world)
         with pytest.raises(Refused):
             await bob.transport.links()[alice.node_id].request(message)
-        await world.settle(lambda: alice.transport.links() and bob.transport.links(), 120)
+        assert alice.metrics.total("violations_total") == 1
         assert alice.metrics.total("bugs_total") == 0
-        assert alice.metrics.total("violations_total") + alice.metrics.total("refusals_total") >= 1
+        (view,) = [peer for peer in alice.discovery.peers() if peer.node_id == bob.node_id]
+        assert view.score < 0
+        carol = await world.start("carol", knows=["alice"])
+        await world.settle(lambda: carol.node_id in alice.transport.links())
+        link = carol.transport.links()[alice.node_id]
+        assert (await link.request(WhoAreYou())).message.node_id == alice.node_id
 
     run_world(scenario)
 

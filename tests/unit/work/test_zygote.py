@@ -159,8 +159,11 @@ async def test_a_cancelled_fork_leaves_no_child():
 
 
 @pytest.mark.slow
-async def test_a_zygote_that_cannot_start_says_why(monkeypatch):
-    monkeypatch.setattr(children, "_child_environment", lambda: {"PYTHONPATH": "/nowhere"})
+async def test_a_zygote_that_cannot_start_says_why(monkeypatch, tmp_path):
+    broken = tmp_path / "p2pnode"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('this p2pnode is broken')")
+    monkeypatch.setattr(children, "_child_environment", lambda: {"PYTHONPATH": str(tmp_path)})
     with pytest.raises((ConfigError, ExceptionGroup)) as caught:
         with trio.fail_after(10):
             await Zygote().run()
