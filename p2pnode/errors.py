@@ -2,6 +2,7 @@
 
 P2PNodeError
 ├── ConfigError             the owner's settings: the command stops and names the setting
+│   └── InputError          a file or value given to a command or call
 ├── PeerError               the other side or the network between us
 │   ├── Unreachable         no connection: try another peer
 │   ├── ProtocolViolation   the peer broke the protocol: its link is dropped, its score lowered
@@ -23,6 +24,10 @@ class P2PNodeError(Exception):
 
 class ConfigError(P2PNodeError):
     """A setting is missing or wrong. Correct it with `p2pnode config set NAME VALUE`."""
+
+
+class InputError(ConfigError):
+    """A file or value that was given cannot be used. Correct it and run the command again."""
 
 
 class PeerError(P2PNodeError):

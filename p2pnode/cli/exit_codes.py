@@ -49,6 +49,7 @@ _BY_CLASS: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (AlreadyRunning, ExitCode.ALREADY_RUNNING),
     (NotFound, ExitCode.NOT_FOUND),
     (VerificationFailed, ExitCode.VERIFICATION),
+    (errors.InputError, ExitCode.USAGE),
     (errors.ConfigError, ExitCode.CONFIG),
     (errors.Unreachable, ExitCode.UNREACHABLE),
     (errors.TooSlow, ExitCode.TOO_SLOW),

@@ -85,18 +85,18 @@ def _read_inputs(source: Path, session: Any) -> dict[str, Any]:
     """Give arrays by input name: an .npz names them itself, an .npy is the model's only input."""
     import numpy as np
 
-    from p2pnode.errors import ConfigError
+    from p2pnode.errors import InputError
 
     try:
         loaded = np.load(source, allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{source} cannot be read as .npz or .npy: {error}") from error
+        raise InputError(f"{source} cannot be read as .npz or .npy: {error}") from error
     if isinstance(loaded, np.ndarray):
         opened = session()
         names = [info.name for info in opened.inputs]
         opened.close()
         if len(names) != 1:
-            raise ConfigError(f"{source} holds one array and the model takes {', '.join(names)}: use an .npz with these names")
+            raise InputError(f"{source} holds one array and the model takes {', '.join(names)}: use an .npz with these names")
         return {names[0]: loaded}
     return dict(loaded)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from p2pnode.errors import ConfigError, WorkError
+from p2pnode.errors import InputError, WorkError
 from p2pnode.jobs.feeds import ValueInfo, as_value
 
 KINDS = ("folder", ".npy", ".npz", ".jsonl", ".parquet", ".csv")
@@ -35,14 +35,14 @@ class Dataset:
 
 
 def dataset_kind(path: Path) -> str:
-    """Give one of KINDS. Raises ConfigError for anything else, or when there is nothing."""
+    """Give one of KINDS. Raises InputError for anything else, or when there is nothing."""
     if path.is_dir():
         return "folder"
     if not path.exists():
-        raise ConfigError(f"there is no data at {path}")
+        raise InputError(f"there is no data at {path}")
     suffix = path.suffix.lower()
     if suffix not in KINDS:
-        raise ConfigError(f"{path.name} is not a data set: use a folder, or {', '.join(KINDS[1:])}")
+        raise InputError(f"{path.name} is not a data set: use a folder, or {', '.join(KINDS[1:])}")
     return suffix
 
 
@@ -57,14 +57,14 @@ def fingerprint(path: Path) -> bytes:
 
 
 def open_dataset(path: Path, inputs: Sequence[ValueInfo], batch: int) -> Dataset:
-    """Open a data set for a model with these inputs. Raises ConfigError, in words, when they do not fit."""
+    """Open a data set for a model with these inputs. Raises InputError, in words, when they do not fit."""
     kind = dataset_kind(path)
     if kind == "folder":
         return _folder(path, inputs)
     try:
         rows, read_rows = _ROW_READERS[kind](path, inputs)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} could not be read as {kind}: {error}") from error
+        raise InputError(f"{path} could not be read as {kind}: {error}") from error
     size = _rows_per_item(inputs, batch, rows)
     count = -(-rows // size)
 
@@ -86,14 +86,14 @@ def _rows_per_item(inputs: Sequence[ValueInfo], batch: int, rows: int) -> int:
         return max(batch, 1)
     size = fixed.pop()
     if not isinstance(size, int) or size < 1 or rows % size:
-        raise ConfigError(f"the model takes exactly {size} rows a call and {rows} rows are not a multiple of that")
+        raise InputError(f"the model takes exactly {size} rows a call and {rows} rows are not a multiple of that")
     return size
 
 
 def _folder(path: Path, inputs: Sequence[ValueInfo]) -> Dataset:
     files = sorted(item for item in path.iterdir() if item.suffix in FOLDER_SUFFIXES)
     if not files:
-        raise ConfigError(f"{path} holds no .npy or .npz file")
+        raise InputError(f"{path} holds no .npy or .npz file")
 
     def read(position: int) -> dict[str, Any]:
         file = files[position]
@@ -103,7 +103,7 @@ def _folder(path: Path, inputs: Sequence[ValueInfo]) -> Dataset:
                     return _fit(inputs, {name: archive[name] for name in archive.files})
             return _fit(inputs, {_only(inputs).name: np.load(file, allow_pickle=False)})
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ConfigError(f"{file} could not be read: {error}") from error
+            raise InputError(f"{file} could not be read: {error}") from error
 
     return Dataset("folder", len(files), len(files), tuple(item.name for item in files), read, lambda _: 1)
 
@@ -115,7 +115,7 @@ def _npy(path: Path, inputs: Sequence[ValueInfo]) -> _Rows:
     info = _only(inputs)
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim == 0:
-        raise ConfigError(f"{path} holds a single number, not rows")
+        raise InputError(f"{path} holds a single number, not rows")
     return array.shape[0], lambda start, stop: _fit(inputs, {info.name: np.array(array[start:stop])})
 
 
@@ -125,7 +125,7 @@ def _npz(path: Path, inputs: Sequence[ValueInfo]) -> _Rows:
     _require(inputs, arrays)
     lengths = {array.shape[0] for array in arrays.values() if array.ndim}
     if len(lengths) != 1:
-        raise ConfigError(f"the arrays of {path.name} have different first axes: {sorted(lengths)}")
+        raise InputError(f"the arrays of {path.name} have different first axes: {sorted(lengths)}")
     # An array without axes is a constant of the model (a sample rate, say) and goes with every item.
     return lengths.pop(), lambda start, stop: _fit(
         inputs, {name: array[start:stop] if array.ndim else array for name, array in arrays.items()}
@@ -157,7 +157,7 @@ def _csv(path: Path, inputs: Sequence[ValueInfo]) -> _Rows:
     with path.open(newline="", encoding="utf-8-sig") as lines:
         table = [row for row in csv.reader(lines) if row]
     if not table:
-        raise ConfigError(f"{path} is empty: the first line should name the columns")
+        raise InputError(f"{path} is empty: the first line should name the columns")
     header, body = [name.strip() for name in table[0]], table[1:]
     columns = _csv_columns(header, inputs)
 
@@ -206,7 +206,7 @@ def _parquet(path: Path, inputs: Sequence[ValueInfo]) -> _Rows:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise ConfigError("reading .parquet needs pyarrow: install it with `pip install 'p2pnode[tables]'`") from error
+        raise InputError("reading .parquet needs pyarrow: install it with `pip install 'p2pnode[tables]'`") from error
     table = parquet.read_table(path, memory_map=True)
     header = list(table.column_names)
     columns = _csv_columns(header, inputs)
@@ -232,7 +232,7 @@ def _stack(inputs: Sequence[ValueInfo], rows: list[Mapping[str, Any]]) -> dict[s
         if all(info.name in row for row in rows):
             values[info.name] = _list_value(info, [row[info.name] for row in rows])
         elif not info.is_optional:
-            raise ConfigError(f"a row has no {info.name!r}; the model's inputs are {', '.join(item.name for item in inputs)}")
+            raise InputError(f"a row has no {info.name!r}; the model's inputs are {', '.join(item.name for item in inputs)}")
     return values
 
 
@@ -241,7 +241,7 @@ def _list_value(info: ValueInfo, cells: list[Any]) -> Any:
     try:
         return as_value(ValueInfo(info.name, f"tensor({_element_name(info)})", info.shape), cells)
     except WorkError as error:
-        raise ConfigError(f"the rows of {info.name!r} do not make one array of {info.type}") from error
+        raise InputError(f"the rows of {info.name!r} do not make one array of {info.type}") from error
 
 
 def _element_name(info: ValueInfo) -> str:
@@ -271,14 +271,14 @@ def _fit(inputs: Sequence[ValueInfo], arrays: dict[str, Any]) -> dict[str, Any]:
 def _require(inputs: Sequence[ValueInfo], present: Mapping[str, Any]) -> None:
     missing = [info.name for info in inputs if info.name not in present and not info.is_optional]
     if missing:
-        raise ConfigError(f"the data lacks {', '.join(missing)}; it has {', '.join(present) or 'nothing'}")
+        raise InputError(f"the data lacks {', '.join(missing)}; it has {', '.join(present) or 'nothing'}")
 
 
 def _only(inputs: Sequence[ValueInfo]) -> ValueInfo:
     required = [info for info in inputs if not info.is_optional] or list(inputs)
     if len(required) != 1:
         names = ", ".join(info.name for info in required)
-        raise ConfigError(f"the model takes {len(required)} inputs ({names}): use .npz or .jsonl, which name them")
+        raise InputError(f"the model takes {len(required)} inputs ({names}): use .npz or .jsonl, which name them")
     return required[0]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pnode.environment import Environment
-from p2pnode.errors import ConfigError
+from p2pnode.errors import InputError
 from p2pnode.ids import DOCUMENT, JOB, MODEL, id_text
 from p2pnode.jobs.spec import MapSpec, Terms, decode_map_spec
 from p2pnode.reasons import EndReason
@@ -50,22 +50,22 @@ class JobBook:
         )
 
     async def find(self, typed: str) -> bytes:
-        """Give the one job whose id starts with what a person typed. Raises ConfigError for none or several."""
+        """Give the one job whose id starts with what a person typed. Raises InputError for none or several."""
         try:
             found = await self._environment.database.read(lambda connection: rows.find_jobs(connection, typed))
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            raise InputError(str(error)) from error
         if len(found) != 1:
-            raise ConfigError(f"{len(found) or 'no'} jobs start with {typed!r}; `p2pnode job list` shows them")
+            raise InputError(f"{len(found) or 'no'} jobs start with {typed!r}; `p2pnode job list` shows them")
         return found[0].id
 
     async def describe(self, job: bytes) -> dict[str, Any]:
-        """Give a job's summary, items by state and history. Raises ConfigError for an unknown one."""
+        """Give a job's summary, items by state and history. Raises InputError for an unknown one."""
 
         def query(connection: sqlite3.Connection) -> dict[str, Any]:
             row = rows.get_job(connection, job)
             if row is None:
-                raise ConfigError("there is no such job")
+                raise InputError("there is no such job")
             history = rows.list_events(connection, job, limit=200)
             return self.summary(connection, row) | {
                 "items_by_state": rows.count_items(connection, job),

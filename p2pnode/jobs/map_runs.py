@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from p2pnode.environment import Environment
-from p2pnode.errors import ConfigError, P2PNodeError, PeerError, Refused, StoreError, TooSlow, Unreachable
+from p2pnode.errors import InputError, P2PNodeError, PeerError, Refused, StoreError, TooSlow, Unreachable
 from p2pnode.jobs.batches import (
     Answered,
     CallFailed,
@@ -130,7 +130,7 @@ class MapRun:
         if finished.end is EndReason.COMPLETED:
             try:
                 await self._environment.executor.run(assemble, self._output, self._kind, self._parts)
-            except ConfigError as error:
+            except InputError as error:
                 finished = Finished(EndReason.FAILED, Reason.WRONG_SHAPE, f"{error} (the parts are kept)")
             else:
                 await self._environment.executor.run(remove_parts, self._output)
@@ -319,7 +319,7 @@ class MapRun:
                 self._idle_since, self.waits_for = None, None
             else:
                 await self._nobody(error)
-        except ConfigError as error:
+        except InputError as error:
             self._post(Stopped(EndReason.FAILED, Reason.WRONG_SHAPE))
             await self._event("data-failed", str(error))
         finally:

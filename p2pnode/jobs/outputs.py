@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from p2pnode.errors import ConfigError, StoreError
+from p2pnode.errors import InputError, StoreError
 from p2pnode.jobs.datasets import KINDS
 from p2pnode.wire.tensors import decode_values, encode_values, headers_bytes, parse_headers
 
@@ -34,11 +34,11 @@ class Part:
 
 
 def output_kind(path: Path, data_kind: str) -> str:
-    """Give the kind to write: as the output's suffix says, else as the data. Raises ConfigError when they cannot fit."""
+    """Give the kind to write: as the output's suffix says, else as the data. Raises InputError when they cannot fit."""
     suffix = path.suffix.lower()
     if data_kind == "folder":
         if suffix in KINDS:
-            raise ConfigError(f"the data is a folder, so the output is one too: {path.name} looks like a file")
+            raise InputError(f"the data is a folder, so the output is one too: {path.name} looks like a file")
         return "folder"
     return suffix if suffix in KINDS else data_kind
 
@@ -95,7 +95,7 @@ def read_part(path: Path) -> dict[str, Any]:
 def assemble(output: Path, kind: str, parts: Callable[[], Iterator[Part]]) -> None:
     """Write the whole output from its parts, in order, by one rename; then the parts may go.
 
-    parts: gives a fresh iterator each time it is called. Raises ConfigError when the values do not fit the kind.
+    parts: gives a fresh iterator each time it is called. Raises InputError when the values do not fit the kind.
     """
     if kind == "folder":
         _folder(output, parts)
@@ -124,14 +124,14 @@ def _npy(output: Path, parts: Callable[[], Iterator[Part]]) -> None:
     for part in parts():
         arrays = _arrays(part, ".npy")
         if len(arrays) != 1:
-            raise ConfigError(f"a .npy file holds one output and the model gave {', '.join(arrays)}: choose one, or write .npz")
+            raise InputError(f"a .npy file holds one output and the model gave {', '.join(arrays)}: choose one, or write .npz")
         name, array = next(iter(arrays.items()))
         shapes.append(_rows_first(array).shape)
         dtype = array.dtype
     if dtype is None:
         return
     if len({shape[1:] for shape in shapes}) > 1:
-        raise ConfigError(f"the parts of {name!r} have different shapes: write .jsonl")
+        raise InputError(f"the parts of {name!r} have different shapes: write .jsonl")
     whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def write(file: BinaryIO) -> None:
@@ -152,7 +152,7 @@ def _npz(output: Path, parts: Callable[[], Iterator[Part]]) -> None:
     try:
         whole = {name: np.concatenate(arrays) for name, arrays in columns.items()}
     except ValueError as error:
-        raise ConfigError(f"the parts have different shapes ({error}): write .jsonl") from error
+        raise InputError(f"the parts have different shapes ({error}): write .jsonl") from error
     _replace(output, lambda file: np.savez(file, **whole))  # type: ignore[arg-type]
 
 
@@ -177,7 +177,7 @@ def _csv(output: Path, parts: Callable[[], Iterator[Part]]) -> None:
                     header = list(flat)
                     writer.writerow(header)
                 if list(flat) != header:
-                    raise ConfigError("the rows have different numbers of columns: write .jsonl")
+                    raise InputError("the rows have different numbers of columns: write .jsonl")
                 writer.writerow(list(flat.values()))
         file.flush()
         os.fsync(file.fileno())
@@ -189,7 +189,7 @@ def _parquet(output: Path, parts: Callable[[], Iterator[Part]]) -> None:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ConfigError("writing .parquet needs pyarrow: install it with `pip install 'p2pnode[tables]'`") from error
+        raise InputError("writing .parquet needs pyarrow: install it with `pip install 'p2pnode[tables]'`") from error
     temporary = output.with_name(output.name + ".writing")
     writer = None
     for part in parts():
@@ -206,7 +206,7 @@ def _arrays(part: Part, kind: str) -> dict[str, Any]:
     arrays = {}
     for name, value in part.values.items():
         if not isinstance(value, np.ndarray):
-            raise ConfigError(f"output {name!r} is not an array, which {kind} cannot hold: write .jsonl")
+            raise InputError(f"output {name!r} is not an array, which {kind} cannot hold: write .jsonl")
         # Pickled objects would run code when they are read; fixed-width text does not.
         arrays[name] = value.astype(str) if value.dtype == object else value
     return arrays
@@ -224,7 +224,7 @@ def _rows(part: Part) -> Iterator[dict[str, Any]]:
         return
     for name, value in plain.items():
         if not isinstance(value, list) or len(value) != part.rows:
-            raise ConfigError(f"output {name!r} does not have one value for each of the {part.rows} rows: use --batch 1")
+            raise InputError(f"output {name!r} does not have one value for each of the {part.rows} rows: use --batch 1")
     for index in range(part.rows):
         yield {name: value[index] for name, value in plain.items()}
 

@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from p2pnode.environment import Environment
-from p2pnode.errors import ConfigError, P2PNodeError, WorkError
+from p2pnode.errors import InputError, P2PNodeError, WorkError
 from p2pnode.ids import JOB, MODEL, id_text, matches_prefix, node_text
 from p2pnode.jobs.batches import Finished
 from p2pnode.jobs.budget import Budget
@@ -147,7 +147,7 @@ class JobService:
         }
 
     async def start_map(self, spec: MapSpec) -> bytes:
-        """Start a map, or go on with the one this command started before, and give its job id. Raises ConfigError.
+        """Start a map, or go on with the one this command started before, and give its job id. Raises InputError.
 
         A map that is complete, and whose output is still there, is not done again: its job id is given at once.
         """
@@ -159,11 +159,11 @@ class JobService:
         unknown = set(spec.outputs) - {info.name for info in model.outputs}
         if unknown:
             known = ", ".join(info.name for info in model.outputs)
-            raise ConfigError(f"the model has no output {', '.join(sorted(unknown))}; it has {known}")
+            raise InputError(f"the model has no output {', '.join(sorted(unknown))}; it has {known}")
         batch = spec.batch or self._settings.rows_per_item
         dataset = await self._environment.executor.run(open_dataset, Path(spec.data), model.inputs, batch)
         if not 0 < dataset.items <= self._settings.items_max:
-            raise ConfigError(f"{spec.data} makes {dataset.items} items; between 1 and {self._settings.items_max} are possible")
+            raise InputError(f"{spec.data} makes {dataset.items} items; between 1 and {self._settings.items_max} are possible")
         kind = output_kind(Path(spec.output), dataset.kind)
         key = map_key(spec, model.model_id, fingerprint(Path(spec.data)))
         stands = await self._environment.executor.run(os.path.exists, spec.output)
@@ -177,7 +177,7 @@ class JobService:
             Budget(spec.terms.max_total, spent + past, promised), self._local(model.model_id, spec.terms),
         )  # fmt: skip
         if self._nursery is None:
-            raise ConfigError("the job service does not run")
+            raise InputError("the job service does not run")
         self._maps[job] = run
         self._nursery.start_soon(self._carry, job, run)
         return job
@@ -203,11 +203,11 @@ class JobService:
         return await self.describe(job)
 
     async def find(self, typed: str) -> bytes:
-        """Give the one job whose id starts with what a person typed. Raises ConfigError for none or several."""
+        """Give the one job whose id starts with what a person typed. Raises InputError for none or several."""
         return await self.book.find(typed)
 
     async def describe(self, job: bytes) -> dict[str, Any]:
-        """Give a job's state, items, money, history, and its progress while it runs. Raises ConfigError."""
+        """Give a job's state, items, money, history, and its progress while it runs. Raises InputError."""
         description = await self.book.describe(job)
         run = self._maps.get(job)
         return description if run is None else description | {"progress": run.progress().as_json()}
@@ -253,10 +253,10 @@ class JobService:
                 await self.book.end(row.id, EndReason.FAILED, "its process ended")
 
     async def model(self, text: str) -> ModelView:
-        """Give what is known of a model, for a path, an id or the start of one. Raises ConfigError, WorkError."""
+        """Give what is known of a model, for a path, an id or the start of one. Raises InputError, WorkError."""
         is_file = await self._environment.executor.run(os.path.isfile, text)
         if text.endswith(".onnx") and not is_file:
-            raise ConfigError(f"there is no file {text}")
+            raise InputError(f"there is no file {text}")
         if is_file:
             model_id, _ = await self._models.add_file(Path(text))
         else:
@@ -266,7 +266,7 @@ class JobService:
                 if not item.is_partial and matches_prefix(MODEL, item.model_id, text)
             ]
             if len(found) != 1:
-                raise ConfigError(f"{len(found) or 'no'} models start with {text!r}; `p2pnode model list` shows them")
+                raise InputError(f"{len(found) or 'no'} models start with {text!r}; `p2pnode model list` shows them")
             model_id = found[0]
         # Inspected, not run: a model that somebody else is to run need not be loaded and measured here.
         facts = await self._work.inspect(model_id)

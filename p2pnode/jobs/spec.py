@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from p2pnode.errors import ConfigError
+from p2pnode.errors import InputError
 
 STANDARD_CLASS = "fast"
 
@@ -40,15 +40,15 @@ class Terms:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, in words."""
         if self.max_price is not None and self.max_price < 0:
-            raise ConfigError("the highest price must not be below 0")
+            raise InputError("the highest price must not be below 0")
         if self.max_total is not None and self.max_total < 0:
-            raise ConfigError("the highest total must not be below 0")
+            raise InputError("the highest total must not be below 0")
         if self.deadline_seconds is not None and self.deadline_seconds <= 0:
-            raise ConfigError("the deadline must lie in the future")
+            raise InputError("the deadline must lie in the future")
         if not 0 <= self.priority <= 9:
-            raise ConfigError(f"the priority must lie between 0 and 9, not {self.priority}")
+            raise InputError(f"the priority must lie between 0 and 9, not {self.priority}")
         if self.providers < 0:
-            raise ConfigError("the number of providers must not be below 0")
+            raise InputError("the number of providers must not be below 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class SessionSpec:
 
 
 def decode_map_spec(data: bytes) -> MapSpec:
-    """Give the MapSpec behind `MapSpec.encoded`. Keys of another version are ignored. Raises ConfigError."""
+    """Give the MapSpec behind `MapSpec.encoded`. Keys of another version are ignored. Raises InputError."""
     try:
         raw = json.loads(data)
         terms = {key: value for key, value in raw["terms"].items() if key in {item.name for item in fields(Terms)}}
@@ -103,4 +103,4 @@ def decode_map_spec(data: bytes) -> MapSpec:
             terms=Terms(**terms),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"this is not a stored map specification: {error}") from error
+        raise InputError(f"this is not a stored map specification: {error}") from error

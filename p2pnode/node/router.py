@@ -83,11 +83,11 @@ class Router:
         message = incoming.message
         handler = self._handlers.get(type(message))
         if handler is None:
-            self._refuse(incoming, Reason.UNKNOWN_MESSAGE, "")
+            incoming.refuse(Reason.UNKNOWN_MESSAGE, "")
             return
         try:
             if not handler(incoming):
-                self._refuse(incoming, Reason.UNKNOWN_MESSAGE, "")
+                incoming.refuse(Reason.UNKNOWN_MESSAGE, "")
         except Exception as error:  # the peer pays with its link, the node goes on; strict raises again
             self.failed(incoming, error)
 
@@ -103,10 +103,10 @@ class Router:
         """Answer a request whose handler raised; also for handlers that run in other services' tasks. Raises if strict."""
         peer = incoming.link.peer.node_id
         if isinstance(error, Refused | WorkError):
-            self._refuse(incoming, error.reason, error.detail)
+            incoming.refuse(error.reason, error.detail)
         elif isinstance(error, Violation):
             self._metrics.add("violations_total", error.reason.value)
-            self._refuse(incoming, error.reason, error.detail)
+            incoming.refuse(error.reason, error.detail)
             self._on_violation(peer, error.reason)
             incoming.link.close(error.reason)
         else:
@@ -116,7 +116,3 @@ class Router:
             if self._strict:
                 raise error
             incoming.link.close(Reason.INTERNAL)
-
-    def _refuse(self, incoming: Incoming, reason: Reason, detail: str) -> None:
-        self._metrics.add("refusals_total", reason.value)
-        incoming.refuse(reason, detail)
