@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from p2pnode.attached import AttachedBackend, DaemonConnection
+from p2pnode.attached import AttachedBackend
+from p2pnode.control.client import ControlClient
 from p2pnode.dropin import (
     CPU,
     ModelMetadata,
@@ -41,7 +42,7 @@ def connect(home: str | Path | None = None, *, config: NodeConfig | None = None,
     connection, or use it in a `with` block. Raises ConfigError.
     """
     config = config or load_config(None if home is None else {**os.environ, "P2PNODE_HOME": str(home)})
-    daemon = DaemonConnection(config.data_folder)
+    daemon = ControlClient(config.data_folder)
     if embed is not True and daemon.alive():
         return Connection(AttachedBackend(daemon))
     if embed is False:
@@ -55,7 +56,7 @@ async def connect_async(home: str | Path | None = None, *, config: NodeConfig | 
     import trio
 
     config = config or load_config(None if home is None else {**os.environ, "P2PNODE_HOME": str(home)})
-    daemon = DaemonConnection(config.data_folder)
+    daemon = ControlClient(config.data_folder)
     if await trio.to_thread.run_sync(daemon.alive):
         with Connection(AttachedBackend(daemon)) as connection:
             yield AsyncConnection(connection)

@@ -12,6 +12,7 @@ from p2pnode.api.http import BYTES_TYPE, Answer, HttpError, Reply, Request, json
 from p2pnode.api.routes import Control, Route
 from p2pnode.ids import DOCUMENT, MODEL, ModelId, id_text, matches_prefix, node_text, parse_id
 from p2pnode.store import accounts, agreements
+from p2pnode.store.jobs import remove_jobs
 from p2pnode.units import format_credits
 
 LISTED_MAX: Final = 1000
@@ -60,11 +61,14 @@ async def remove_model(control: Control, request: Request) -> Reply:
 
 
 async def clean(control: Control, request: Request) -> Reply:
-    """Free disk: models beyond the quota, or down to `bytes`."""
+    """Free disk: models beyond the quota, or down to `bytes`; and jobs that ended long ago, with their history."""
     wanted = request.json().get("bytes")
+    environment = control.node.environment
+    before_ms = environment.clock.wall_ms() - round(control.node.config.storage.jobs_kept * 1000)
+    jobs = await environment.database.write(lambda connection: remove_jobs(connection, before_ms))
     freed = control.node.models.clean(int(wanted) if wanted is not None else None)
     rows = [{"id": id_text(MODEL, item.model_id), "name": item.name, "size_bytes": item.size_bytes} for item in freed]
-    return json_answer({"freed": rows, "freed_bytes": sum(item.size_bytes for item in freed)})
+    return json_answer({"freed": rows, "freed_bytes": sum(item.size_bytes for item in freed), "jobs_removed": jobs})
 
 
 async def offers(control: Control, request: Request) -> Reply:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from p2pnode.api.http import BYTES_TYPE, Answer, HttpError, Lines, Reply, Request, json_answer
 from p2pnode.api.routes import Control, Route
-from p2pnode.api.tensor_body import pack, unpack
+from p2pnode.control.tensor_body import pack, unpack
 from p2pnode.errors import ConfigError, ProtocolViolation
 from p2pnode.ids import JOB, MODEL, id_text, node_text
 from p2pnode.jobs.feeds import as_values

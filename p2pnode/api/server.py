@@ -15,8 +15,8 @@ import trio
 
 from p2pnode import errors
 from p2pnode.api.http import JSON_BODY_BYTES_MAX, Answer, HttpConnection, HttpError, Reply, Request
-from p2pnode.api.places import choose_socket
 from p2pnode.api.routes import Control, Routes, all_routes
+from p2pnode.control.places import choose_socket
 from p2pnode.node.main import Daemon
 from p2pnode.reasons import Reason
 

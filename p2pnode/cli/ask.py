@@ -16,7 +16,7 @@ def ask(method: str, path: str, body: Mapping[str, Any] | None = None, *, peers_
 
 def ask_bytes(method: str, path: str, body: Mapping[str, Any] | None = None, *, peers_seconds: float = 0.0) -> bytes:
     """Give the bytes of a route's answer."""
-    from p2pnode.api.client import ControlClient
+    from p2pnode.control.client import ControlClient
     from p2pnode.node.config import load_config
 
     client = ControlClient(load_config().data_folder)
@@ -28,9 +28,9 @@ def ask_bytes(method: str, path: str, body: Mapping[str, Any] | None = None, *, 
 def _ask_own_node(method: str, path: str, body: Mapping[str, Any] | None, peers_seconds: float) -> bytes:
     import trio
 
-    from p2pnode.api.client import error_of
     from p2pnode.api.http import Answer, Request
     from p2pnode.api.server import ControlServer
+    from p2pnode.control.client import error_of
     from p2pnode.embedded import embedded_config, embedded_node
     from p2pnode.node.main import Daemon
 

@@ -39,7 +39,7 @@ def set_config(
     as_json: Json = False,
 ) -> None:
     """Change a setting. A running daemon applies it at once where it can, and says where it cannot."""
-    from p2pnode.api.client import ControlClient
+    from p2pnode.control.client import ControlClient
     from p2pnode.node.config import load_config, set_setting
 
     setting = set_setting(name, value)

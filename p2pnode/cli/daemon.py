@@ -9,8 +9,8 @@ from p2pnode.cli.output import Home, Json, facts, guarded, show
 
 def control() -> Any:
     """Give a client of the running daemon's control API. Raises NotRunning."""
-    from p2pnode.api.client import ControlClient
     from p2pnode.cli.exit_codes import NotRunning
+    from p2pnode.control.client import ControlClient
     from p2pnode.node.config import load_config
 
     client = ControlClient(load_config().data_folder)
@@ -27,8 +27,8 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start the daemon."""
-    from p2pnode.api.client import ControlClient
     from p2pnode.cli.exit_codes import AlreadyRunning
+    from p2pnode.control.client import ControlClient
     from p2pnode.node.config import load_config
 
     config = load_config()

@@ -51,8 +51,8 @@ def demo(
 
 def _main_job(folder: Path, say: Callable[..., None]) -> tuple[list[dict[str, Any]], list[Path]]:
     import p2pnode
-    from p2pnode.api.client import ControlClient
     from p2pnode.cli.demo_jobs import DEMO_JOBS
+    from p2pnode.control.client import ControlClient
     from p2pnode.node.config import load_config
 
     network = f"demo-{os.getpid()}"
@@ -82,7 +82,7 @@ def _daemons(homes: list[Path], network: str, say: Callable[..., None], **settin
     """Run daemons as processes of their own; they are told no addresses."""
     import subprocess
 
-    from p2pnode.api.client import ControlClient
+    from p2pnode.control.client import ControlClient
     from p2pnode.errors import TooSlow
 
     processes = []
@@ -124,7 +124,7 @@ def _environment(home: Path, network: str, **more: str) -> dict[str, str]:
 
 def _meet(control: Any, homes: list[Path], say: Callable[..., None]) -> None:
     """Wait until the client is connected to every daemon; by static addresses only where multicast does not work."""
-    from p2pnode.api.client import ControlClient
+    from p2pnode.control.client import ControlClient
     from p2pnode.errors import Unreachable
 
     if _wait_for_links(control):

@@ -82,14 +82,14 @@ def clean(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Free disk: models beyond the quota, old jobs and their outputs. Says what was freed."""
+    """Free disk: models beyond the quota, and the records of jobs that ended long ago. Says what was freed."""
     from p2pnode.units import parse_size
 
     data = ask("POST", "/v1/clean", {"bytes": parse_size(keep)} if keep else {})
 
     def text() -> str:
         lines = [f"freed {row['name'] or row['id']}, {_size(row['size_bytes'])}" for row in data["freed"]]
-        return "\n".join([*lines, f"freed {_size(data['freed_bytes'])} in all"])
+        return "\n".join([*lines, f"freed {_size(data['freed_bytes'])} in all, {data['jobs_removed']} old jobs"])
 
     show(data, text, as_json=as_json)
 

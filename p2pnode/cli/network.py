@@ -34,7 +34,7 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a peer by address, now and after every start."""
-    from p2pnode.api.client import ControlClient
+    from p2pnode.control.client import ControlClient
     from p2pnode.node.config import load_config, set_setting
 
     config = load_config()

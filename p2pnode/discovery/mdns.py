@@ -95,7 +95,7 @@ class MdnsService:
         """Announce and browse until cancelled, then say goodbye. A failure of multicast is a status, never an error."""
         task_status.started()
         if not self._settings.mdns:
-            self.status = MdnsStatus("off", "turned off by discovery.mdns")
+            self.status = MdnsStatus("off", "turned off by network.mdns")
             return
         while True:
             try:

@@ -61,11 +61,16 @@ class NetworkConfig:
     bootstrap: tuple[str, ...] = setting(
         (), listed(PEER_ADDRESS), "Peers to ask first when no others are known, as host:port or node-…@host:port."
     )
-    mdns: bool = setting(True, BOOLEAN, "Find and be found by nodes on the local network; tells that network of this node.")
-    mdns_interfaces: str = setting(
-        "all", TEXT, "Interfaces for mDNS: all (but virtual ones), default (the system's choice), or names and addresses."
+    mdns: bool = setting(
+        True, BOOLEAN, "Find and be found by nodes on the local network; tells that network of this node.", live=False
     )
-    mdns_virtual: bool = setting(False, BOOLEAN, "With mdns_interfaces = all, use container and VPN interfaces too.")
+    mdns_interfaces: str = setting(
+        "all",
+        TEXT,
+        "Interfaces for mDNS: all (but virtual ones), default (the system's choice), or names and addresses.",
+        live=False,
+    )
+    mdns_virtual: bool = setting(False, BOOLEAN, "With mdns_interfaces = all, use container and VPN interfaces too.", live=False)
     diversity: str = setting(
         "relaxed", choice("relaxed", "strict"),
         "relaxed exempts loopback and private addresses from the limits per address; strict exempts none.", live=False,
@@ -110,7 +115,7 @@ class ProvideConfig:
     cpus: str = setting("100%", PROCESSORS, "Processors lent: a number of cores or a share such as 50%.")
     threads: int = setting(1, whole(1, 256), "Threads of one worker process.")
     engines: tuple[str, ...] = setting(
-        (), listed(WORD), "ONNX Runtime execution providers to use, best first; empty uses the best ones found.", live=False
+        (), listed(WORD), "ONNX Runtime execution providers to use, best first; empty uses the processor.", live=False
     )
     memory: int = setting(4 << 30, SIZE, "Memory of all worker processes together.")
     worker_memory: int = setting(3 << 30, SIZE, "Memory of one worker process.")
@@ -167,7 +172,6 @@ class ClientConfig:
     max_total: int = setting(10_000_000, CREDITS, "The most one job may cost where it does not say so itself.")
     deadline: float = setting(3600.0, DURATION, "The longest an order may run.")
     call_time_max: float = setting(120.0, DURATION, "The longest to wait for one call's run.")
-    audit_share: float = setting(0.0, FRACTION, "Share of calls that orders ask to have re-executed by others.")
     providers_max: int = setting(8, whole(1, 256), "Providers used at once by one job.")
     in_flight: int = setting(4, whole(1, 1024), "Calls under way with one provider.")
     hedging: bool = setting(True, BOOLEAN, "Send a second copy of a call that is far slower than its model's others.")
@@ -184,7 +188,6 @@ class ClientConfig:
 class StorageConfig:
     """What is kept on this machine's disk beside models."""
 
-    outputs: int = setting(10 << 30, SIZE, "Disk for the outputs of jobs that `p2pnode clean` leaves.")
     jobs_kept: float = setting(30 * 86400.0, DURATION, "Ended jobs older than this are removed by `p2pnode clean`.")
 
 
@@ -236,11 +239,6 @@ class NodeConfig:
     def models_folder(self) -> Path:
         """Where model blobs are."""
         return self.data_folder / "models"
-
-    @property
-    def outputs_folder(self) -> Path:
-        """Where results of jobs are."""
-        return self.data_folder / "outputs"
 
     @property
     def socket_file(self) -> Path:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import p2pnode
-from p2pnode.api.client import ControlClient
 from p2pnode.client import Connection
+from p2pnode.control.client import ControlClient
 from p2pnode.node.config import load_config
 
 START_SECONDS = 30.0

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from p2pnode.api.client import ControlClient
+from p2pnode.control.client import ControlClient
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ import pytest
 import trio
 
 from p2pnode import errors
-from p2pnode.api.client import ControlClient, ControlError
 from p2pnode.api.http import Answer, Lines, json_answer
 from p2pnode.api.routes import Route, Routes, all_routes
 from p2pnode.api.server import ControlServer, answer_of
+from p2pnode.control.client import ControlClient, ControlError
 from p2pnode.reasons import Reason
 
 

@@ -126,7 +126,7 @@ def test_the_one_price_gives_the_operations_price(home):
         ("network.profile", "world", "none of local, lan, public"),
         ("network.id", "", "printable"),
         ("client.deadline", "soon", "not a duration"),
-        ("client.audit_share", "150%", "between 0 and 100%"),
+        ("credit.growth", "150%", "between 0 and 100%"),
     ],
 )
 def test_wrong_settings_are_refused_and_leave_the_file_alone(home, file, name, text, complaint):

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from p2pnode.api.tensor_body import pack, unpack
+from p2pnode.control.tensor_body import pack, unpack
 from p2pnode.errors import ProtocolViolation
 
 

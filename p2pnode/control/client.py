@@ -1,4 +1,4 @@
-"""Talks to a running daemon over its control socket: a blocking client for commands, and its calls in threads for trio.
+"""Talks to a running daemon over its control socket, blocking; each thread keeps a connection of its own.
 
 Errors that the daemon reports come back as the same classes from `errors.py`, so a command behaves alike whether it attached
 to a daemon or embedded a node.
@@ -7,15 +7,16 @@ to a daemon or embedded a node.
 import http.client
 import json
 import socket
+import threading
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import p2pnode.errors as errors
-from p2pnode.api.places import find_socket
+from p2pnode.control.places import find_socket
+from p2pnode.control.tensor_body import pack, unpack
 from p2pnode.environment import Buffer
 from p2pnode.reasons import Reason
 
@@ -37,12 +38,14 @@ class ControlError(errors.P2PNodeError):
 
 
 class ControlClient:
-    """A blocking client of the daemon on one data folder. Use it from one thread; close it or use it as a context."""
+    """A client of the daemon on one data folder, usable from many threads. Close it or use it as a context."""
 
     def __init__(self, data_folder: Path | str, answer_seconds: float = ANSWER_SECONDS) -> None:
         self._data_folder = Path(data_folder)
         self._answer_seconds = answer_seconds
-        self._connection: _UnixConnection | None = None
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._kept: list[_UnixConnection] = []
 
     def __enter__(self) -> "ControlClient":
         return self
@@ -51,10 +54,11 @@ class ControlClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the next call opens a new one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Close the connections of all threads; a later call opens a new one."""
+        with self._lock:
+            kept, self._kept = self._kept, []
+        for connection in kept:
+            connection.close()
 
     def alive(self) -> bool:
         """Say whether a daemon answers here."""
@@ -89,6 +93,10 @@ class ControlClient:
         """POST binary data and give the binary answer."""
         return self._exchange("POST", path, body, {"content-type": "application/octet-stream", **(headers or {})})
 
+    def tensors(self, path: str, head: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """POST a JSON head with values, get the same back. Arrays of the answer are views into it."""
+        return unpack(self.post_bytes(path, pack(head, values)))
+
     def exchange(self, method: str, path: str, body: bytes = b"") -> bytes:
         """Send a request with a JSON body, if any, and give the answer's bytes. Raises the daemon's own error."""
         return self._exchange(method, path, body, {"content-type": "application/json"})
@@ -121,25 +129,37 @@ class ControlClient:
 
     def _exchange(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> bytes:
         for attempt in (1, 2):
-            fresh = self._connection is None
-            if self._connection is None:
-                self._connection = self._connect()
+            kept: _UnixConnection | None = getattr(self._local, "connection", None)
+            connection = kept or self._keep(self._connect())
             try:
-                self._connection.request(method, path, body=body, headers=dict(headers))
-                response = self._connection.getresponse()
+                connection.request(method, path, body=body, headers=dict(headers))
+                response = connection.getresponse()
                 data = response.read()
             except (OSError, http.client.HTTPException) as error:
-                self.close()
+                self._drop(connection)
                 # A kept connection may have been closed for idleness before it saw the request: once more on a new one.
-                if fresh or attempt == 2 or not isinstance(error, http.client.RemoteDisconnected | BrokenPipeError):
+                if kept is None or attempt == 2 or not isinstance(error, http.client.RemoteDisconnected | BrokenPipeError):
                     raise errors.Unreachable(f"the daemon did not answer: {error}") from error
                 continue
             if response.will_close:
-                self.close()
+                self._drop(connection)
             if response.status >= 400:
                 raise error_of(response.status, data)
             return data
         raise errors.Unreachable("the daemon did not answer")
+
+    def _keep(self, connection: "_UnixConnection") -> "_UnixConnection":
+        self._local.connection = connection
+        with self._lock:
+            self._kept.append(connection)
+        return connection
+
+    def _drop(self, connection: "_UnixConnection") -> None:
+        connection.close()
+        self._local.connection = None
+        with self._lock:
+            if connection in self._kept:
+                self._kept.remove(connection)
 
     def _connect(self) -> "_UnixConnection":
         connection = _UnixConnection(find_socket(self._data_folder), self._answer_seconds)
@@ -148,43 +168,6 @@ class ControlClient:
         except OSError as error:
             raise errors.Unreachable(f"no p2pnode daemon answers on {self._data_folder}: start one with `p2pnode up`") from error
         return connection
-
-
-class TrioControlClient:
-    """The same client for trio: every call runs in a thread of its own connection, which ends when the call does."""
-
-    def __init__(self, data_folder: Path | str) -> None:
-        self._data_folder = data_folder
-
-    async def get(self, path: str, **query: Any) -> Any:
-        """GET and give the JSON answer. If cancelled, the thread finishes by itself."""
-        return await self._call("get", path, **query)
-
-    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """POST JSON and give the JSON answer."""
-        return await self._call("post", path, body)
-
-    async def patch(self, path: str, body: Mapping[str, Any]) -> Any:
-        """PATCH JSON and give the JSON answer."""
-        return await self._call("patch", path, body)
-
-    async def delete(self, path: str) -> Any:
-        """DELETE and give the JSON answer."""
-        return await self._call("delete", path)
-
-    async def post_bytes(self, path: str, body: Buffer, headers: Mapping[str, str] | None = None) -> bytes:
-        """POST binary data and give the binary answer."""
-        answer: bytes = await self._call("post_bytes", path, body, headers)
-        return answer
-
-    async def _call(self, name: str, *arguments: Any, **query: Any) -> Any:
-        import trio
-
-        def call() -> Any:
-            with ControlClient(self._data_folder) as client:
-                return getattr(client, name)(*arguments, **query)
-
-        return await trio.to_thread.run_sync(partial(call), abandon_on_cancel=True)
 
 
 class _UnixConnection(http.client.HTTPConnection):

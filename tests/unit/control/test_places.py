@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from p2pnode.api import places
-from p2pnode.api.places import choose_socket, find_socket
+from p2pnode.control import places
+from p2pnode.control.places import choose_socket, find_socket
 from p2pnode.errors import ConfigError
 
 
