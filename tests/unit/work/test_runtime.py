@@ -221,6 +221,26 @@ async def test_calls_of_all_sizes_and_a_full_queue():
         assert caller.worker._arena.is_idle
 
 
+async def test_polling_brings_a_quick_answer_without_a_turn_of_the_loop():
+    async with running() as runtime:
+        caller = await start(runtime)
+        inputs = {"X": numpy.ones(8, numpy.float32)}
+        await caller.result(inputs)
+        answered = 0
+        for _ in range(20):
+            _, done, outcomes = caller.start(inputs)
+            for _ in range(50):
+                # Nothing here gives the loop a turn, so only the poll itself can have read the answer.
+                caller.worker.poll()
+                if outcomes:
+                    answered += 1
+                    caller.worker.release(outcomes[0].call_id)
+                    break
+            else:
+                await done.wait()
+        assert answered
+
+
 async def test_long_headers_travel_through_the_arena():
     names = [f"input{k:0100d}" for k in range(200)]
     model = build(
