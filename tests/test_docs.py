@@ -39,6 +39,18 @@ def test_every_command_and_option_is_in_the_reference() -> None:
                 assert option in section.group(), f"{option} of `p2pnode {command}` is undocumented; run `make docs`"
 
 
+def test_every_option_has_an_environment_twin() -> None:
+    def walk(group: object) -> Iterator[object]:
+        for child in getattr(group, "commands", {}).values():
+            yield from walk(child)
+        if not hasattr(group, "commands"):
+            yield from group.params  # type: ignore[attr-defined]
+
+    for option in walk(typer.main.get_command(app)):
+        if option.param_type_name == "option" and "--help" not in option.opts:
+            assert option.envvar, f"{option.opts[0]} has no environment twin"
+
+
 @pytest.mark.parametrize("page", sorted(reference.PAGES))
 def test_generated_pages_are_up_to_date(page: str) -> None:
     assert (DOCS / "reference" / page).read_text() == reference.PAGES[page](), f"run `make docs` to write {page} again"

@@ -32,7 +32,9 @@ def list_receipts(home: Home = None, as_json: Json = False) -> None:
 @guarded
 def export_receipt(
     receipt: Annotated[str, typer.Argument(help="The receipt's id or the beginning of it.")],
-    target: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: ID.receipt here.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; default: ID.receipt here.", envvar="P2PNODE_OUTPUT")
+    ] = None,
     call: Annotated[int, typer.Option("--call", help="Which call of the slice, from 0.", envvar="P2PNODE_CALL")] = 0,
     home: Home = None,
     as_json: Json = False,

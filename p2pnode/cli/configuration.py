@@ -85,7 +85,7 @@ def show_identity(home: Home = None, as_json: Json = False) -> None:
 @guarded
 def backup_identity(
     target: Annotated[Path, typer.Argument(help="File to write; keep it as safe as money.")],
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.", envvar="P2PNODE_FORCE")] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -101,7 +101,7 @@ def backup_identity(
 @guarded
 def restore_identity(
     source: Annotated[Path, typer.Argument(help="A file written by `identity backup`.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace the identity that is here.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the identity that is here.", envvar="P2PNODE_FORCE")] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:

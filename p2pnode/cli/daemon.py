@@ -21,7 +21,9 @@ def control() -> Any:
 
 @guarded
 def up(
-    foreground: Annotated[bool, typer.Option("--foreground", help="Stay in this terminal and log to it.")] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay in this terminal and log to it.", envvar="P2PNODE_FOREGROUND")
+    ] = False,
     wait: Annotated[float, typer.Option("--wait", help="Seconds to wait until the daemon answers.", envvar="P2PNODE_WAIT")] = 30,
     home: Home = None,
     as_json: Json = False,

@@ -38,8 +38,13 @@ Outputs = Annotated[
 @guarded
 def run(
     model: Model,
-    source: Annotated[Path, typer.Option("--input", "-i", help=".npz with one array per input, or .npy for a single one.")],
-    target: Annotated[Path | None, typer.Option("--output", "-o", help=".npz (or .npy) to write.")] = None,
+    source: Annotated[
+        Path,
+        typer.Option("--input", "-i", help=".npz with one array per input, or .npy for a single one.", envvar="P2PNODE_INPUT"),
+    ],
+    target: Annotated[
+        Path | None, typer.Option("--output", "-o", help=".npz (or .npy) to write.", envvar="P2PNODE_OUTPUT")
+    ] = None,
     outputs: Outputs = None,
     max_price: MaxPrice = None,
     max_total: MaxTotal = None,
@@ -160,7 +165,9 @@ def _show_result(result: Any, target: Path | None, *, as_json: bool) -> None:
 def map_data(
     model: Model,
     data: Annotated[Path, typer.Argument(help="A folder of .npy/.npz, or one .npy, .npz, .jsonl, .parquet or .csv file.")],
-    target: Annotated[Path, typer.Option("--output", "-o", help="Where the results go, in the same form.")],
+    target: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the results go, in the same form.", envvar="P2PNODE_OUTPUT")
+    ],
     batch: Annotated[int, typer.Option("--batch", help="Rows of one call; 0 chooses.", envvar="P2PNODE_BATCH")] = 0,
     outputs: Outputs = None,
     max_price: MaxPrice = None,
