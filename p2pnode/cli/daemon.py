@@ -1,5 +1,6 @@
 """The owner's own node: start and stop it, look at it, and stay in charge of it."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -92,22 +93,30 @@ def status(home: Home = None, as_json: Json = False) -> None:
 
 
 def show_status(data: dict[str, Any], *, as_json: bool) -> None:
-    """Print a status answer."""
-    show(data, lambda: facts((name.replace("_", " "), _line(value)) for name, value in data.items()), as_json=as_json)
+    """Print a status answer: one line a fact, those of a layer under its name."""
+    show(data, lambda: facts(_rows(data)), as_json=as_json)
 
 
-def _line(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {_line(item)}" for name, item in value.items()) or "none"
+def _rows(data: dict[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in data.items():
+        label = indent + name.replace("_", " ")
+        if isinstance(value, dict) and value:
+            yield label, ""
+            yield from _rows(value, indent + "  ")
+        else:
+            yield label, _cell(value)
+
+
+def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_line, value)) or "none"
-    return (
-        {True: "yes", False: "no", None: "unknown"}.get(value, str(value))
-        if not isinstance(value, int | float) or isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+        return ", ".join(map(_cell, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_cell(item)}" for name, item in value.items()) or "none"
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @guarded

@@ -88,4 +88,4 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
     """Give `name  value` lines with aligned values."""
     rows = list(pairs)
     width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in rows)
