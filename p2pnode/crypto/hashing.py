@@ -27,6 +27,9 @@ _PURPOSES: Final = (
     "receipt",
     "cheque",
     "chain",  # one step of a client's hash chain
+    "record",  # a value in the hash table
+    "withdrawal",  # an offer taken back
+    "suspicion",  # a monitor's word that a provider does not answer
     "audit-log",  # one entry of the log of documents a node has signed
 )
 
