@@ -11,11 +11,14 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Part:
-    """One long-lived process of a system under test. `ask` sends a command and waits for its answer."""
+    """One long-lived process of a system under test. `ask` sends a command and waits for its answer.
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    python: the interpreter, for systems that are installed in an environment of their own.
+    """
+
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None, python: str = sys.executable) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [python, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -39,6 +42,11 @@ class Part:
             if line.startswith("{"):
                 return json.loads(line)
         raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         self._process.terminate()

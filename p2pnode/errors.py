@@ -3,6 +3,7 @@
 P2PNodeError
 ├── ConfigError             the owner's settings: the command stops and names the setting
 │   └── InputError          a file or value given to a command or call
+│       └── QueryError      a search for offers that cannot be read
 ├── PeerError               the other side or the network between us
 │   ├── Unreachable         no connection: try another peer
 │   ├── ProtocolViolation   the peer broke the protocol: its link is dropped, its score lowered
@@ -28,6 +29,15 @@ class ConfigError(P2PNodeError):
 
 class InputError(ConfigError):
     """A file or value that was given cannot be used. Correct it and run the command again."""
+
+
+class QueryError(InputError):
+    """The search cannot be read. See `p2pnode offers fields` and docs/reference/offer-queries.md, and write it again."""
+
+    @classmethod
+    def at(cls, query: str, position: int, problem: str) -> "QueryError":
+        """Give the error with the query and a caret under the character at fault. position: counted from 0."""
+        return cls(f"{problem}\n  {query}\n  {' ' * position}^\n")
 
 
 class PeerError(P2PNodeError):

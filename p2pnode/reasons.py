@@ -100,6 +100,12 @@ class Reason(str, Enum):
     BUDGET = "budget"
     UNKNOWN_CALL = "unknown-call"
     OUTPUT_GONE = "output-gone"
+    # Records (discovery).
+    LIFETIME = "lifetime"
+    STALE = "stale"
+    TWO_VERSIONS = "two-versions"
+    CONDITION = "condition"
+    STORE_FULL = "store-full"
     # Our own fault; carries no detail to the peer.
     INTERNAL = "internal"
 
@@ -204,6 +210,11 @@ MEANINGS: dict[Reason | EndReason, str] = {
     Reason.BUDGET: "the budget is spent",
     Reason.UNKNOWN_CALL: "a call that was never executed: it costs nothing",
     Reason.OUTPUT_GONE: "an answer that is no longer kept: sent again, the call runs again without charge",
+    Reason.LIFETIME: "it asks to be kept for longer than is allowed",
+    Reason.STALE: "a newer version is known",
+    Reason.TWO_VERSIONS: "two different documents with one sequence: their signer is at fault",
+    Reason.CONDITION: "the version it is to replace is not the present one",
+    Reason.STORE_FULL: "as much as this node holds, in all or for one publisher or network",
     Reason.INTERNAL: "the node's own fault",
     EndReason.COMPLETED: "everything was done",
     EndReason.CANCELLED: "the client cancelled it",

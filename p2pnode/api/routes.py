@@ -1,6 +1,6 @@
 """The control API's routes: a table from method and path to handler, and what every handler is given.
 
-Handlers live by layer in `routes_owner`, `routes_books` and `routes_jobs`; adding one is one line there.
+Handlers live by layer in `routes_owner`, `routes_net`, `routes_books` and `routes_jobs`; adding one is one line there.
 """
 
 from collections.abc import Awaitable, Callable
@@ -83,6 +83,8 @@ def all_routes() -> Routes:
     """Give every route of the control API."""
     from p2pnode.api.routes_books import BOOK_ROUTES
     from p2pnode.api.routes_jobs import JOB_ROUTES
+    from p2pnode.api.routes_net import NET_ROUTES
+    from p2pnode.api.routes_offers import OFFER_ROUTES
     from p2pnode.api.routes_owner import OWNER_ROUTES
 
-    return Routes([*OWNER_ROUTES, *BOOK_ROUTES, *JOB_ROUTES])
+    return Routes([*OWNER_ROUTES, *NET_ROUTES, *OFFER_ROUTES, *BOOK_ROUTES, *JOB_ROUTES])

@@ -1,11 +1,10 @@
-"""Routes to what the node holds: models, offers it knows, receipts, and the ledger."""
+"""Routes to what the node holds: models, receipts, and the ledger."""
 
 import sqlite3
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import trio
 
 from p2pnode.api.http import BYTES_TYPE, Answer, HttpError, Reply, Request, json_answer
@@ -69,13 +68,6 @@ async def clean(control: Control, request: Request) -> Reply:
     freed = control.node.models.clean(int(wanted) if wanted is not None else None)
     rows = [{"id": id_text(MODEL, item.model_id), "name": item.name, "size_bytes": item.size_bytes} for item in freed]
     return json_answer({"freed": rows, "freed_bytes": sum(item.size_bytes for item in freed), "jobs_removed": jobs})
-
-
-async def offers(control: Control, request: Request) -> Reply:
-    """Ask every linked peer for its offer and list what is on sale."""
-    links = list(control.node.transport.links().values())
-    signed = await control.node.market.fetch_offers(links)
-    return json_answer({"offers": [_offer(item) for _, item in sorted(signed.items())]})
 
 
 async def receipts(control: Control, request: Request) -> Reply:
@@ -167,12 +159,6 @@ def _model(control: Control, request: Request) -> ModelId:
     return found[0]
 
 
-def _offer(signed: Any) -> dict[str, Any]:
-    offer: dict[str, Any] = msgspec.to_builtins(signed.offer, builtin_types=(bytes,))
-    offer["models"] = [id_text(MODEL, model_id) for model_id in offer["models"]]
-    return {"provider": node_text(signed.provider), **offer}
-
-
 def _plain_facts(facts: Any) -> dict[str, Any]:
     return dict(asdict(facts))
 
@@ -183,7 +169,6 @@ BOOK_ROUTES: Final = (
     Route("GET", "/v1/models/{id}", describe_model),
     Route("DELETE", "/v1/models/{id}", remove_model),
     Route("POST", "/v1/clean", clean),
-    Route("GET", "/v1/offers", offers),
     Route("GET", "/v1/receipts", receipts),
     Route("GET", "/v1/receipts/{id}", receipt_bundle),
     Route("GET", "/v1/ledger", ledger),

@@ -31,20 +31,6 @@ async def why(control: Control, request: Request) -> Reply:
     return json_answer(control.node.why())
 
 
-async def peers(control: Control, request: Request) -> Reply:
-    """List known peers."""
-    return json_answer({"peers": [peer.as_json() for peer in control.node.discovery.peers()]})
-
-
-async def add_peer(control: Control, request: Request) -> Reply:
-    """Add a peer by address until the next start."""
-    address = request.json().get("address")
-    if not isinstance(address, str):
-        raise HttpError(400, "bad-request", "address is missing", 'send {"address": "HOST:PORT"}')
-    control.node.discovery.add_peer(address)
-    return json_answer({"added": address})
-
-
 async def pause(control: Control, request: Request) -> Reply:
     """Take no new work for a while."""
     seconds = request.json().get("seconds", request.json().get("duration"))
@@ -131,8 +117,6 @@ OWNER_ROUTES = (
     Route("GET", "/v1/alive", alive),
     Route("GET", "/v1/status", status),
     Route("GET", "/v1/why", why),
-    Route("GET", "/v1/peers", peers),
-    Route("POST", "/v1/peers", add_peer),
     Route("POST", "/v1/pause", pause),
     Route("POST", "/v1/resume", resume),
     Route("POST", "/v1/drain", drain),

@@ -25,6 +25,8 @@ class ExitCode(IntEnum):
     BUDGET = 13
     NOT_FOUND = 14
     PEER = 15
+    UNHEALTHY = 16
+    FIGURES = 17
     INTERRUPTED = 130
 
 
@@ -44,11 +46,16 @@ class VerificationFailed(errors.P2PNodeError):
     """A check failed: do not rely on this receipt. Ask the provider for it again with `p2pnode receipt list`."""
 
 
+class FiguresMissed(errors.P2PNodeError):
+    """A simulation missed a figure. Add --shrink to find the smallest run that does, and --trace to see its events."""
+
+
 _BY_CLASS: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (NotRunning, ExitCode.NOT_RUNNING),
     (AlreadyRunning, ExitCode.ALREADY_RUNNING),
     (NotFound, ExitCode.NOT_FOUND),
     (VerificationFailed, ExitCode.VERIFICATION),
+    (FiguresMissed, ExitCode.FIGURES),
     (errors.InputError, ExitCode.USAGE),
     (errors.ConfigError, ExitCode.CONFIG),
     (errors.Unreachable, ExitCode.UNREACHABLE),

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from p2pnode import __version__
-from p2pnode.cli import agreements, configuration, daemon, jobs, models, network
+from p2pnode.cli import agreements, configuration, daemon, jobs, models, network, offers
 from p2pnode.cli.demo import demo
+from p2pnode.cli.simulation import sim
 
 app = typer.Typer(
     name="p2pnode",
@@ -37,7 +38,7 @@ app.command()(jobs.run)
 app.command("map")(jobs.map_data)
 app.add_typer(jobs.app, name="job")
 app.add_typer(models.app, name="model")
-app.add_typer(network.offers_app, name="offers")
+app.add_typer(offers.app, name="offers")
 app.add_typer(agreements.receipt_app, name="receipt")
 app.add_typer(agreements.ledger_app, name="ledger")
 app.add_typer(configuration.identity_app, name="identity")
@@ -45,6 +46,7 @@ app.add_typer(network.net_app, name="net")
 app.add_typer(configuration.config_app, name="config")
 app.command()(models.clean)
 app.command()(demo)
+app.command()(sim)
 
 
 def main() -> None:

@@ -58,7 +58,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": {"message": message, "reason": reason, "hint": hint, "exit_code": int(code)}}))
     else:
-        print(f"error: {message}{'' if message.endswith('.') else '.'} {hint}", file=sys.stderr)
+        ending = "" if message.endswith("\n") else " " if message.endswith(".") else ". "
+        print(f"error: {message}{ending}{hint}", file=sys.stderr)
     return int(code)
 
 

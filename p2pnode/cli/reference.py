@@ -1,4 +1,4 @@
-"""The reference pages that come from the program's own tables: commands, settings, metrics, reasons.
+"""The reference pages that come from the program's own tables: commands, settings, metrics, reasons, simulations.
 
 `python -m p2pnode.cli.reference docs/reference` writes them.
 """
@@ -105,11 +105,44 @@ def reasons_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def simulations_page() -> str:
+    """Give docs/reference/simulations.md: everything that a scenario file can say, and everything that is measured."""
+    from p2pnode.sim.adversaries import KINDS
+    from p2pnode.sim.measures import MEASURES
+    from p2pnode.sim.scenario import FILE_KEYS, OPTION_MEANINGS, STEP_MEANINGS, STEPS, Options
+
+    defaults = Options()
+    lines = [
+        "# Scenario files of the simulation", "", _GENERATED,
+        "`p2pnode sim FILE` reads TOML. [How to simulate](../how-to/simulate.md) goes through one; `simulations/` holds those",
+        "whose figures p2pnode is judged by.", "", "## Keys", "", "| key | meaning |", "|---|---|",
+    ]  # fmt: skip
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in FILE_KEYS.items()]
+    lines += ["", "## Options of the network", "", "| option | default | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | {_shown(getattr(defaults, name))} | {meaning} |" for name, meaning in OPTION_MEANINGS.items()]
+    lines += ["", "## Steps of the timeline", "", "| step | parameters and defaults | meaning |", "|---|---|---|"]
+    for name, parameters in STEPS.items():
+        shown = ", ".join(f"`{key}` {_shown(value)}" for key, value in parameters.items())
+        lines.append(f"| `{name}` | {shown} | {STEP_MEANINGS[name]} |")
+    lines += ["", "## Kinds of attack", "", "| kind | what its nodes do |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in KINDS.items()]
+    lines += ["", "## Measures", "", "| measure | unit | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | {unit} | {meaning} |" for name, (unit, meaning) in MEASURES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(none)"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "cli.md": commands_page,
     "config.md": settings_page,
     "metrics.md": metrics_page,
     "reasons.md": reasons_page,
+    "simulations.md": simulations_page,
 }
 
 if __name__ == "__main__":

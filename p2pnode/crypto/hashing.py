@@ -21,6 +21,7 @@ _PURPOSES: Final = (
     "identity-static",  # deriving a static key for an identity that was made from a seed alone
     "identity-puzzle",  # the key puzzle over a node id
     "offer",
+    "listing",  # an offer in short, as gossip spreads it
     "quote",
     "order",
     "agreement",

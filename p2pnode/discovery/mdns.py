@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import trio
 
+from p2pnode.discovery.addresses import is_wildcard
 from p2pnode.discovery.interfaces import Adapter, Choice, choose_interfaces
 from p2pnode.discovery.settings import INTERFACE_DEFAULT, DiscoverySettings
 from p2pnode.errors import ConfigError
@@ -59,15 +60,27 @@ class Announcement:
 
 
 def system_adapters() -> list[Adapter]:
-    """Give this machine's IPv4 addresses with their interfaces."""
+    """Give this machine's addresses with their interfaces; IPv4 first, because every peer can use those."""
     import ifaddr
 
-    return [
-        Adapter(str(adapter.nice_name), str(address.ip))
-        for adapter in ifaddr.get_adapters()
-        for address in adapter.ips
-        if address.is_IPv4
-    ]
+    found = [(adapter, address) for adapter in ifaddr.get_adapters() for address in adapter.ips]
+    found.sort(key=lambda pair: not pair[1].is_IPv4)
+    # ifaddr gives an IPv6 address as (address, flow, scope).
+    return [Adapter(str(adapter.nice_name), str(address.ip if address.is_IPv4 else address.ip[0])) for adapter, address in found]
+
+
+def reachable_addresses(listen: Sequence[str], settings: DiscoverySettings) -> tuple[str, ...]:
+    """Give where others may reach a node that listens there; a wildcard stands for every real interface."""
+    found: dict[str, None] = {}
+    for address in listen:
+        host, _, port = address.rpartition(":")
+        if not is_wildcard(address):
+            found[address] = None
+            continue
+        with suppress(ConfigError):
+            for each in choose_interfaces(system_adapters(), settings, (host,)).addresses:
+                found[f"{each}:{port}"] = None
+    return tuple(found)
 
 
 class MdnsService:
@@ -106,7 +119,7 @@ class MdnsService:
             await self._announce_until_change(choice, sightings)
 
     def _choose(self) -> Choice:
-        hosts = [address.rpartition(":")[0].strip("[]") for address in self._announcement.listen_addresses]
+        hosts = [address.rpartition(":")[0] for address in self._announcement.listen_addresses]
         return choose_interfaces(self._adapters(), self._settings, hosts)
 
     async def _announce_until_change(self, choice: Choice, sightings: trio.MemorySendChannel[Sighting]) -> None:
@@ -149,9 +162,18 @@ class MdnsService:
 
         if self._settings.interfaces == INTERFACE_DEFAULT:
             return Zeroconf(interfaces=InterfaceChoice.Default, ip_version=IPVersion.V4Only)
-        if not choice.addresses:
-            raise OSError("no network interface has an IPv4 address")
-        return Zeroconf(interfaces=list(choice.addresses), ip_version=IPVersion.V4Only)
+        if not choice.senders:
+            raise OSError("no network interface has an address that this node listens on")
+        four = [address for address in choice.senders if ":" not in address]
+        if len(four) == len(choice.senders):
+            return Zeroconf(interfaces=four, ip_version=IPVersion.V4Only)
+        try:
+            return Zeroconf(interfaces=list(choice.senders), ip_version=IPVersion.All if four else IPVersion.V6Only)
+        except (OSError, RuntimeError):
+            if not four:
+                raise
+            # IPv6 that is there only in name must not cost IPv4.
+            return Zeroconf(interfaces=four, ip_version=IPVersion.V4Only)
 
     def _register(self, zeroconf: Any, choice: Choice) -> None:
         from zeroconf import ServiceInfo
@@ -164,7 +186,7 @@ class MdnsService:
                 SERVICE_TYPE,
                 f"{name}.{SERVICE_TYPE}",
                 port=port,
-                parsed_addresses=list(choice.addresses)[:ADDRESSES_PER_SIGHTING_MAX],
+                parsed_addresses=list(choice.announced)[:ADDRESSES_PER_SIGHTING_MAX],
                 properties={
                     "id": node_text(announced.node_id),
                     "network": announced.network_id[:NETWORK_LABEL_BYTES].hex(),
@@ -217,8 +239,10 @@ class MdnsService:
         if port is None or not 0 < port < 65536:
             self._metrics.add("mdns_events_total", "bad-record")
             return None
-        hints = tuple(f"{address}:{port}" for address in addresses if _is_dialable(address))[:ADDRESSES_PER_SIGHTING_MAX]
-        return Sighting(node_id, hints) if hints else None
+        hints = sorted(filter(_is_dialable, addresses), key=lambda address: "%" in address)[:ADDRESSES_PER_SIGHTING_MAX]
+        if not hints:
+            return None
+        return Sighting(node_id, tuple(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in hints))
 
     def _own_port(self) -> int:
         return int(self._announcement.listen_addresses[0].rpartition(":")[2])
@@ -261,7 +285,9 @@ class _Listener:
             return
         # The loop may have ended between the packet and here.
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._service.take, info.port, info.parsed_addresses(), info.properties, self._sightings)
+            # Scoped: a link-local address comes with the interface on which it was heard, which no sender can choose.
+            addresses = info.parsed_scoped_addresses()
+            self._token.run_sync_soon(self._service.take, info.port, addresses, info.properties, self._sightings)
 
 
 def _close(zeroconf: Any) -> None:
@@ -270,8 +296,11 @@ def _close(zeroconf: Any) -> None:
 
 
 def _is_dialable(address: str) -> bool:
+    """Say whether a peer could be there. A link-local address without the interface it was heard on leads nowhere."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return ip.version == 4 and not ip.is_multicast and not ip.is_unspecified
+    if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped is not None or ip.is_link_local != (ip.scope_id is not None)):
+        return False
+    return not ip.is_multicast and not ip.is_unspecified

@@ -9,19 +9,46 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from p2pnode.discovery.links import LinkPlan, Why
+from p2pnode.discovery.peer_entry import (
+    SOURCE_BOOK,
+    SOURCE_BOOTSTRAP,
+    SOURCE_INBOUND,
+    SOURCE_MDNS,
+    SOURCE_STATIC,
+    Dial,
+    DialFailed,
+    Disconnect,
+    Effect,
+    Entry,
+    Event,
+    Forget,
+    FoundAgain,
+    Heard,
+    LinkDown,
+    LinkUp,
+    Misbehaved,
+    Save,
+)
 from p2pnode.discovery.settings import DiscoverySettings
 from p2pnode.ids import NodeId
 from p2pnode.reasons import Reason
 
-SOURCE_STATIC: Final = "static"
-SOURCE_MDNS: Final = "mdns"
-SOURCE_INBOUND: Final = "inbound"
-SOURCE_BOOK: Final = "book"
 SCORE_MAX: Final = 100.0
 SCORE_HALF_LIFE_SECONDS: Final = 3600.0
 DIAL_FAILURE_COST: Final = 1.0
 VIOLATION_COST: Final = 25.0
 SUCCESS_GAIN: Final = 5.0
+# Seeds for the next start (geth, p2p/discover/table.go): alive for so long, and seen so recently.
+SEED_LIVE_SECONDS: Final = 300.0
+SEED_AGE_SECONDS_MAX: Final = 5 * 86400.0
+FORGET_CHECK_SECONDS: Final = 600.0
+NAMED_SOURCES: Final = (SOURCE_STATIC, SOURCE_MDNS, SOURCE_BOOTSTRAP)
+# Ends of a link that say nothing against the peer: it was there to the last.
+QUIET_ENDS: Final = frozenset({
+    Reason.IDLE, Reason.SHUTTING_DOWN, Reason.DUPLICATE_SESSION, Reason.DUPLICATE_IDENTITY, Reason.BANNED, Reason.EXPIRED,
+    Reason.TOO_MANY_CONNECTIONS,
+})  # fmt: skip
 # When two nodes hear of each other at once, the one with the larger id lets the other dial first.
 YIELD_SECONDS: Final = 0.5
 # Causes that no honest, current peer produces. Everything else only costs score.
@@ -32,108 +59,6 @@ BAN_CAUSES: Final = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What is known of one peer. Times are seconds on the machine's clock; 0 means never.
-
-    bans: how many so far, which sets the length of the next. banned_for: the cause's text, empty when not banned.
-    """
-
-    node_id: NodeId
-    addresses: tuple[str, ...]
-    sources: tuple[str, ...]
-    first_seen: float
-    last_seen: float
-    last_success: float = 0.0
-    last_failure: float = 0.0
-    failures: int = 0
-    next_dial: float = 0.0
-    score: float = 0.0
-    score_at: float = 0.0
-    bans: int = 0
-    banned_until: float = 0.0
-    banned_for: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """Somebody says that a peer is at these addresses."""
-
-    node_id: NodeId
-    addresses: tuple[str, ...]
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class LinkUp:
-    """A verified link to a peer stands. address: where we reached it, empty for inbound links."""
-
-    node_id: NodeId
-    address: str
-    claimed: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LinkDown:
-    """The link to a peer ended."""
-
-    node_id: NodeId
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class DialFailed:
-    """An attempt that a `Dial` asked for came to nothing."""
-
-    node_id: NodeId | None
-    address: str
-    reason: Reason | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Misbehaved:
-    """The peer broke the protocol."""
-
-    node_id: NodeId
-    reason: Reason
-
-
-Event = Heard | LinkUp | LinkDown | DialFailed | Misbehaved
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Keep this entry on disk."""
-
-    entry: Entry
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Remove this peer from disk."""
-
-    node_id: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """Try to link to a peer at these addresses. node_id is None for a static address whose owner is not known yet."""
-
-    node_id: NodeId | None
-    addresses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnect:
-    """Close the link to a peer that is banned now."""
-
-    node_id: NodeId
-    reason: Reason
-
-
-Effect = Save | Forget | Dial | Disconnect
-
-
 @dataclass(slots=True)
 class _StaticAddress:
     address: str
@@ -141,40 +66,77 @@ class _StaticAddress:
     failures: int = 0
     next_dial: float = 0.0
     dialling: bool = False
+    source: str = SOURCE_STATIC
 
 
 @dataclass(slots=True)
 class _Book:
+    """named: peers of sources that links may be kept for; lost: peers to probe. Both index `entries`."""
+
     entries: dict[NodeId, Entry] = field(default_factory=dict)
+    named: dict[NodeId, None] = field(default_factory=dict)
+    lost: dict[NodeId, None] = field(default_factory=dict)
     linked: dict[NodeId, None] = field(default_factory=dict)
     dialling: dict[NodeId, None] = field(default_factory=dict)
     statics: dict[str, _StaticAddress] = field(default_factory=dict)
+
+    def put(self, entry: Entry) -> None:
+        """Enter or change an entry."""
+        self.entries[entry.node_id] = entry
+        for index, belongs in ((self.named, any(each in NAMED_SOURCES for each in entry.sources)), (self.lost, entry.is_lost)):
+            if belongs:
+                index[entry.node_id] = None
+            else:
+                index.pop(entry.node_id, None)
+
+    def remove(self, node_id: NodeId) -> None:
+        """Forget an entry."""
+        del self.entries[node_id]
+        self.named.pop(node_id, None)
+        self.lost.pop(node_id, None)
 
 
 class PeerBook:
     """Decides whom to dial and remembers how it went.
 
-    own_id: never dialled. jitter: a float in [0, 1) each call. entries: from disk.
+    Dialled are peers that a link is to be kept with: the owner's, those of `plan`, mDNS's while there is room for them,
+    bootstrap nodes while they are needed; and, one at a time, peers that were lost. own_id: never dialled. jitter: a float in
+    [0, 1) each call. entries: from disk.
     """
 
     def __init__(
-        self, own_id: NodeId, settings: DiscoverySettings, jitter: Callable[[], float], entries: Iterable[Entry] = ()
+        self,
+        own_id: NodeId,
+        settings: DiscoverySettings,
+        jitter: Callable[[], float],
+        entries: Iterable[Entry] = (),
+        plan: LinkPlan | None = None,
     ) -> None:
         self._own_id = own_id
         self._settings = settings
         self._jitter = jitter
-        self._state = _Book(entries={entry.node_id: entry for entry in entries if entry.node_id != own_id})
+        self._plan = plan or LinkPlan(settings.local_links_max, settings.anchors_max)
+        self._state = _Book()
+        for entry in entries:
+            if entry.node_id != own_id:
+                self._state.put(entry)
         self._next_probe = 0.0
+        self._next_forget = 0.0
 
     def apply(self, settings: DiscoverySettings) -> None:
         """Use new settings from now on."""
         self._settings = settings
 
-    def add_static(self, address: str, node_id: NodeId | None, now: float) -> list[Effect]:
-        """Remember an address that the owner gave; with an id it is an ordinary entry that is never forgotten."""
+    def add_static(self, address: str, node_id: NodeId | None, now: float, source: str = SOURCE_STATIC) -> list[Effect]:
+        """Remember an address that the owner gave; with an id it is an ordinary entry that is never forgotten.
+
+        source: SOURCE_STATIC for a link that is always kept, SOURCE_BOOTSTRAP for one that is opened when it is needed.
+        """
         if node_id is not None:
-            return self.handle(Heard(node_id, (address,), SOURCE_STATIC), now)
-        self._state.statics.setdefault(address, _StaticAddress(address, next_dial=now))
+            return self.handle(Heard(node_id, (address,), source), now)
+        known = self._state.statics.setdefault(address, _StaticAddress(address, next_dial=now, source=source))
+        if source == SOURCE_STATIC:
+            known.source = source
         return []
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -194,7 +156,9 @@ class PeerBook:
     def tick(self, now: float) -> list[Effect]:
         """Give the dials that are due, as many as the limits leave room for, and forget what is too old."""
         effects: list[Effect] = []
-        effects.extend(self._forget_old(now))
+        if now >= self._next_forget:
+            self._next_forget = now + FORGET_CHECK_SECONDS
+            effects.extend(self._forget_old(now))
         room = min(self._settings.links_max - len(self._state.linked), self._settings.dials_max) - self._dials()
         for static in self._due_statics(now):
             if room <= 0:
@@ -214,15 +178,30 @@ class PeerBook:
         """When `tick` should run next; infinite when nothing is waiting. While dials fill the limit their end decides."""
         if self._dials() >= self._settings.dials_max or len(self._state.linked) >= self._settings.links_max:
             return float("inf")
-        times = [entry.next_dial for entry in self._dialable()]
-        if times:
+        times = [entry.next_dial for entry in self._dialable(self._targets())]
+        if times or any(True for _ in self._dialable(self._state.lost)):
             times.append(self._next_probe)
         times += [static.next_dial for static in self._state.statics.values() if self._static_waits(static)]
         return min(times, default=float("inf"))
 
+    def __len__(self) -> int:
+        return len(self._state.entries)
+
     def entries(self) -> list[Entry]:
         """Give every known peer, most recently successful first."""
         return sorted(self._state.entries.values(), key=lambda entry: (-entry.last_success, entry.node_id))
+
+    def good_entries(self, now: float) -> list[Entry]:
+        """Give peers fit to enter the network by, best first: seen alive over five minutes and within the last five days.
+
+        Peers reached once come after them: a young network has no others. geth's seeds follow the same two limits.
+        """
+        oldest = now - SEED_AGE_SECONDS_MAX
+        fit = [each for each in self._state.entries.values() if each.last_success >= oldest and each.addresses]
+        fit = [each for each in fit if each.banned_until <= now]
+        return sorted(fit, key=lambda each: (
+            each.last_success - each.first_seen < SEED_LIVE_SECONDS, each.failures, -each.last_success, each.node_id,
+        ))  # fmt: skip
 
     def entry(self, node_id: bytes) -> Entry | None:
         """Give what is known of one peer."""
@@ -236,6 +215,10 @@ class PeerBook:
         """Say whether this peer is banned now."""
         entry = self._state.entries.get(NodeId(node_id))
         return entry is not None and entry.banned_until > now
+
+    def may_dial(self, node_id: NodeId) -> bool:
+        """Say whether this peer has any part in when the next dial is due."""
+        return node_id in self._state.named or node_id in self._state.lost or self._plan.is_kept(node_id)
 
     def score(self, node_id: bytes, now: float) -> float:
         """Give a peer's score in [-100, 100], halfway back to 0 after an hour."""
@@ -262,7 +245,7 @@ class PeerBook:
         if changed.addresses[:1] != known.addresses[:1] or set(changed.addresses) - set(known.addresses):
             # A new address is a new chance: try it soon, whatever the old one cost.
             changed = replace(changed, failures=0, next_dial=min(changed.next_dial, now + self._settings.backoff_seconds / 2))
-        self._state.entries[event.node_id] = changed
+        self._state.put(changed)
         return [Save(changed)] if changed.addresses != known.addresses or changed.sources != known.sources else []
 
     def _on_link_up(self, event: LinkUp, now: float) -> list[Effect]:
@@ -272,7 +255,7 @@ class PeerBook:
             static.node_id, static.dialling, static.failures = event.node_id, False, 0
         if event.node_id == self._own_id:
             return []
-        source = SOURCE_STATIC if static is not None else SOURCE_BOOK if event.address else SOURCE_INBOUND
+        source = static.source if static is not None else SOURCE_BOOK if event.address else SOURCE_INBOUND
         known = self._state.entries.get(event.node_id)
         effects: list[Effect] = []
         if known is None:
@@ -282,12 +265,28 @@ class PeerBook:
         entry = self._with_addresses(known, event.claimed, source, first=reached)
         gain = 0.0 if event.node_id in self._state.linked else SUCCESS_GAIN
         score = _gained(entry, gain, now)
-        entry = replace(entry, last_seen=now, last_success=now, failures=0, next_dial=now, score=score, score_at=now)
+        if entry.is_lost:
+            effects.append(FoundAgain(event.node_id))
+        entry = replace(
+            entry, last_seen=now, last_success=now, failures=0, next_dial=now, score=score, score_at=now, is_lost=False
+        )
         self._state.linked[event.node_id] = None
+        self._keep(entry)
         return effects + self._put(entry)
+
+    def _keep(self, entry: Entry) -> None:
+        """Enter the reasons that an entry's sources give for keeping the link that has just come up."""
+        if SOURCE_STATIC in entry.sources:
+            self._plan.want(entry.node_id, Why.STATIC)
+        if SOURCE_MDNS in entry.sources:
+            self._plan.want(entry.node_id, Why.LOCAL)
+        if SOURCE_BOOTSTRAP in entry.sources and self._plan.needs_entry:
+            self._plan.want(entry.node_id, Why.ENTRY)
 
     def _on_link_down(self, event: LinkDown, now: float) -> list[Effect]:
         self._state.linked.pop(event.node_id, None)
+        self._plan.release(event.node_id, Why.LOCAL)
+        self._plan.release(event.node_id, Why.ENTRY)
         if self._next_probe < now:
             # The probe is for peers that stay lost; a fresh loss waits for its own backoff.
             self._next_probe = now + self._settings.probe_seconds
@@ -300,7 +299,10 @@ class PeerBook:
         for static in self._state.statics.values():
             if static.node_id == event.node_id:
                 static.next_dial = now + wait
-        return self._put(replace(entry, last_seen=now, next_dial=now + wait))
+        if event.reason in QUIET_ENDS:
+            # It was alive to the end, which is what makes it a good peer to come back to.
+            return self._put(replace(entry, last_seen=now, last_success=now, next_dial=now + wait))
+        return self._put(replace(entry, last_seen=now, next_dial=now + wait, is_lost=True))
 
     def _on_dial_failed(self, event: DialFailed, now: float) -> list[Effect]:
         static = self._state.statics.get(event.address)
@@ -316,7 +318,7 @@ class PeerBook:
         failures = entry.failures + 1
         entry = replace(
             entry, last_failure=now, failures=failures, next_dial=now + self._backoff(failures),
-            score=_gained(entry, -DIAL_FAILURE_COST, now), score_at=now,
+            score=_gained(entry, -DIAL_FAILURE_COST, now), score_at=now, is_lost=entry.last_success > 0,
         )  # fmt: skip
         if event.reason is Reason.WRONG_PEER and event.address:
             entry = replace(entry, addresses=tuple(each for each in entry.addresses if each != event.address))
@@ -337,11 +339,13 @@ class PeerBook:
     def _with_addresses(self, entry: Entry, addresses: Iterable[str], source: str, first: tuple[str, ...] = ()) -> Entry:
         """Put what worked first, then the newest claims, then what was known; bounded."""
         merged = tuple(dict.fromkeys((*first, *addresses, *entry.addresses)))[: self._settings.addresses_max]
+        if merged == entry.addresses and source in entry.sources:
+            return entry
         sources = entry.sources if source in entry.sources else (*entry.sources, source)
         return replace(entry, addresses=merged, sources=sources)
 
     def _put(self, entry: Entry) -> list[Effect]:
-        self._state.entries[entry.node_id] = entry
+        self._state.put(entry)
         return [Save(entry)]
 
     def _backoff(self, failures: int) -> float:
@@ -351,23 +355,43 @@ class PeerBook:
     def _dials(self) -> int:
         return len(self._state.dialling) + sum(static.dialling for static in self._state.statics.values())
 
-    def _dialable(self) -> Iterator[Entry]:
-        for entry in self._state.entries.values():
-            if entry.addresses and entry.node_id not in self._state.linked and entry.node_id not in self._state.dialling:
+    def _targets(self) -> dict[NodeId, None]:
+        """Give the peers that a link should be dialled for."""
+        wanted = dict.fromkeys(self._plan.kept())
+        has_local_room = self._plan.has_room(Why.LOCAL)
+        for node_id in self._state.named:
+            sources = self._state.entries[node_id].sources
+            if (
+                SOURCE_STATIC in sources
+                or (SOURCE_MDNS in sources and has_local_room)
+                or (SOURCE_BOOTSTRAP in sources and self._plan.needs_entry)
+            ):
+                wanted[node_id] = None
+        return wanted
+
+    def _dialable(self, among: Iterable[NodeId]) -> Iterator[Entry]:
+        state = self._state
+        for node_id in among:
+            entry = state.entries.get(node_id)
+            if entry is not None and entry.addresses and node_id not in state.linked and node_id not in state.dialling:
                 yield entry
 
     def _due_entries(self, now: float) -> list[Entry]:
-        candidates = [entry for entry in self._dialable() if entry.banned_until <= now]
+        candidates = [entry for entry in self._dialable(self._targets()) if entry.banned_until <= now]
         due = [entry for entry in candidates if entry.next_dial <= now]
-        if not due and candidates and now >= self._next_probe:
-            # One lost peer at a time, the one we had most recently: this is how a healed partition is noticed.
-            due = [max(candidates, key=lambda entry: (entry.last_success, entry.node_id))]
         if now >= self._next_probe:
+            # One lost peer at a time, the one tried least, whatever its backoff: this is how a healed partition is noticed.
+            lost = [each for each in self._dialable(self._state.lost) if each.banned_until <= now and each not in due]
+            lost = lost or ([] if due else candidates)
+            if lost:
+                due.append(min(lost, key=lambda entry: (entry.failures, -entry.last_success, entry.node_id)))
             self._next_probe = now + self._settings.probe_seconds
         return sorted(due, key=lambda entry: (entry.failures, -entry.last_success, entry.node_id))
 
     def _static_waits(self, static: _StaticAddress) -> bool:
-        return not static.dialling and (static.node_id is None or static.node_id not in self._state.linked)
+        if static.dialling or (static.source == SOURCE_BOOTSTRAP and not self._plan.needs_entry):
+            return False
+        return static.node_id is None or static.node_id not in self._state.linked
 
     def _due_statics(self, now: float) -> list[_StaticAddress]:
         return [
@@ -394,12 +418,14 @@ class PeerBook:
     def _may_go(self, entry: Entry) -> bool:
         return (
             SOURCE_STATIC not in entry.sources
+            and SOURCE_BOOTSTRAP not in entry.sources
+            and not self._plan.is_kept(entry.node_id)
             and entry.node_id not in self._state.linked
             and entry.node_id not in self._state.dialling
         )
 
     def _remove(self, node_id: NodeId) -> Effect:
-        del self._state.entries[node_id]
+        self._state.remove(node_id)
         return Forget(node_id)
 
 

@@ -1,59 +1,58 @@
-"""Finds peers and keeps a link to each: drives the peer book from mDNS, the owner's list and the transport's news.
+"""Finds peers, keeps the links worth keeping, and answers who is where: the discovery of record, wired together.
 
-The DHT joins here as one more source of `Heard` events; nothing else has to change for it.
+Sources of peers are mDNS, the owner's lists, the book on disk and the hash table. Pure machines decide (`peer_book`, `links`,
+`kademlia`, `roles`, `gossip`); the services below this one give them links and answers; this one holds the timer they share.
 """
 
-import ipaddress
-import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final, Protocol
 
 import trio
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.interfaces import choose_interfaces
-from p2pnode.discovery.mdns import Announcement, MdnsService, Sighting, system_adapters
-from p2pnode.discovery.peer_book import (
-    SOURCE_BOOK,
-    SOURCE_MDNS,
-    SOURCE_STATIC,
-    Dial,
-    DialFailed,
-    Disconnect,
-    Effect,
-    Entry,
-    Event,
-    Forget,
-    Heard,
-    LinkDown,
-    LinkUp,
-    Misbehaved,
-    PeerBook,
-    Save,
-)  # fmt: skip
-from p2pnode.discovery.settings import DiscoverySettings
+from p2pnode.discovery.address_record import ADDRESS_SALT, encode_addresses
+from p2pnode.discovery.asker import Asker
+from p2pnode.discovery.asks import LookupOutcome
+from p2pnode.discovery.dht_service import CONTACT_ADDRESSES_MAX, DhtService, contact_of
+from p2pnode.discovery.dht_service import REQUESTS as DHT_REQUESTS
+from p2pnode.discovery.dial_back import DialBackService
+from p2pnode.discovery.gossip import REQUESTS as GOSSIP_REQUESTS
+from p2pnode.discovery.gossip import OfferGossip
+from p2pnode.discovery.gossip_events import Compare
+from p2pnode.discovery.gossip_items import Check
+from p2pnode.discovery.gossip_service import GossipService
+from p2pnode.discovery.gossip_settings import GossipSettings
+from p2pnode.discovery.introductions import Introductions
+from p2pnode.discovery.known_peers import KnownPeers
+from p2pnode.discovery.link_keeper import LinkKeeper
+from p2pnode.discovery.mdns import Announcement, MdnsService, Sighting, reachable_addresses
+from p2pnode.discovery.own_records import OwnRecords
+from p2pnode.discovery.peer_entry import SOURCE_BOOTSTRAP, SOURCE_MDNS, SOURCE_STATIC, Heard
+from p2pnode.discovery.peer_view import PeerView, view_of
+from p2pnode.discovery.publishing import Publication
+from p2pnode.discovery.reaching import Reaching
+from p2pnode.discovery.roles import Roles, RoleSettings
+from p2pnode.discovery.settings import DiscoverySettings, KademliaSettings
 from p2pnode.environment import Environment
-from p2pnode.errors import ConfigError, PeerError
-from p2pnode.ids import NODE, NodeId, node_text, parse_id, short
+from p2pnode.ids import NodeId
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
-from p2pnode.store import peers as peer_rows
 from p2pnode.transport.link import Link
 from p2pnode.transport.requests import Incoming
 from p2pnode.transport.service import TransportService
-from p2pnode.wire.messages.discovery import Introduction, WhoAreYou
+from p2pnode.wire.messages.discovery import Contact, DialBack, Introduction, WhoAreYou
+from p2pnode.wire.registry import Message
 from p2pnode.wire.version import PROTOCOL_VERSION
 
+REQUESTS: Final[tuple[type[Message], ...]] = (WhoAreYou, DialBack, *DHT_REQUESTS, *GOSSIP_REQUESTS)
 ROLE_SERVER: Final = "server"
-SAVE_SECONDS: Final = 1.0
-INTRODUCTION_SECONDS: Final = 20.0
-SEEN_ADDRESSES_MAX: Final = 16
-_STORED_SCORE: Final = 10
-_log = logging.getLogger(__name__)
+ROLE_CLIENT: Final = "client"
+# A node's address record can wait until the network has settled down after whatever made it join.
+ADDRESS_DELAY_SECONDS: Final = 30.0
+# How long a pause between two turns of the timer is at least.
+TURN_SECONDS: Final = 0.001
 
 
 class Mdns(Protocol):
@@ -69,36 +68,35 @@ class Mdns(Protocol):
         ...
 
 
+class _Timed(Protocol):
+    """A part of discovery that wants a turn at certain times, in seconds of Unix time."""
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` should run next."""
+        ...
+
+    def tick(self) -> None:
+        """Do what is due; cheap when nothing is."""
+        ...
+
+
+class _Part(Protocol):
+    """A part of discovery that works in this service's nursery."""
+
+    def start(self, nursery: trio.Nursery | None) -> None:
+        """Work in this nursery from now on; None ends that."""
+        ...
+
+
 MdnsFactory = Callable[[Announcement, DiscoverySettings, Metrics], Mdns]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerView:
-    """One known peer as `net peers` shows it. *_seconds_ago are None for never; score is in [-100, 100]."""
-
-    node_id: NodeId
-    connected: bool
-    inbound: bool
-    addresses: tuple[str, ...]
-    sources: tuple[str, ...]
-    agent: str
-    version: int
-    seen_seconds_ago: float
-    connected_seconds_ago: float | None
-    failures: int
-    score: float
-    banned_seconds: float
-    banned_for: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Give it as JSON."""
-        return {**asdict(self), "node_id": node_text(self.node_id)}
-
-
 class DiscoveryService:
-    """Keeps the peer book, the links to known peers, and the word about ourselves.
+    """Knows peers, keeps links, stores and finds records, and spreads the word about ourselves.
 
-    mdns: None where there is no local network.
+    mdns: None where there is no local network. kademlia: the hash table's protocol numbers. address_hints: more addresses of a
+    peer, from layers above.
     """
 
     def __init__(
@@ -110,7 +108,11 @@ class DiscoveryService:
         transport: TransportService,
         metrics: Metrics,
         mdns: MdnsFactory | None = MdnsService,
+        kademlia: KademliaSettings | None = None,
+        check_offer: Check | None = None,
     ) -> None:
+        clock = environment.clock
+        self.address_hints: Callable[[NodeId], Iterable[str]] = lambda node_id: ()
         self._environment = environment
         self._settings = settings
         self._network_id = network_id
@@ -119,126 +121,111 @@ class DiscoveryService:
         self._metrics = metrics
         self._mdns_factory = mdns
         self._mdns: Mdns | None = None
-        self._book = PeerBook(identity.node_id, settings, environment.entropy.uniform)
-        self._dirty: dict[NodeId, Entry | None] = {}
-        self._wake = trio.Event()
+        self._clock_offset = clock.wall_ms() / 1000 - clock.monotonic()
+        self._sleep = trio.CancelScope()
+        self._wakes_at = -math.inf
+        self._timed: list[_Timed] = []
+        self._address_at = math.inf
         self._nursery: trio.Nursery | None = None
-        self._started_at = 0.0
-        self._started_wall = 0.0
-        self._own_seen: Counter[str] = Counter()
-        self._keys: dict[NodeId, tuple[bytes, str]] = {}
-        self.duplicate_identity = False
+        self._build(kademlia or KademliaSettings())
+        self.gossip: OfferGossip | None = None
+        self.offers: GossipService | None = None
+        if check_offer is not None:
+            self._build_gossip(check_offer)
+
+    def _build(self, kademlia: KademliaSettings) -> None:
+        environment, settings, metrics, transport = self._environment, self._settings, self._metrics, self._transport
+        self.keeper = LinkKeeper(
+            self._identity.node_id, environment, settings, transport, metrics, self.now, self._deadline_is
+        )  # fmt: skip
+        self.roles = Roles(RoleSettings(confirmations=settings.confirmations), environment.entropy.uniform)
+        self.asker = Asker(
+            self.now, transport, metrics, settings.ask_dials_max, self.keeper.dial_failed, self.misbehaved, self._deadline_is
+        )  # fmt: skip
+        self.hash_table = DhtService(
+            environment, self._identity, self._network_id, kademlia, self.asker, metrics, self.now,
+            lambda: self._known.contacts(), self._deadline_is, self.keeper.need_entry,
+        )  # fmt: skip
+        self.dht = self.hash_table.dht
+        self._known = KnownPeers(
+            transport, self.dht, lambda: self.keeper.book, self.now, lambda node_id: self.address_hints(node_id)
+        )  # fmt: skip
+        self.own_records = OwnRecords(
+            environment, self._identity, self._network_id, self.hash_table, metrics, self.now, self._deadline_is
+        )  # fmt: skip
+        self.introductions = Introductions(environment.clock, self.roles, self.now, self.keeper.handle, self.misbehaved)
+        self.dial_back = DialBackService(
+            environment, self.roles, transport, metrics,
+            dials_private=settings.dials_private, now=self.now, candidates=self._known.candidates, meet=self._meet,
+            misbehaved=self.misbehaved, on_role=self._role_is,
+        )  # fmt: skip
+        self._reaching = Reaching(
+            self._network_id, transport, self.now, self._known.addresses, self.find_node, self.get_record
+        )  # fmt: skip
+        self.keeper.on_kept = self._introduce
+        self.keeper.on_found_again = self._found_again
+        self.keeper.on_review = self._review
+        self.keeper.is_server = lambda node_id: node_id in self.dht.table
+
+    def _build_gossip(self, check: Check) -> None:
+        uniform = self._environment.entropy.uniform
+        self.gossip = OfferGossip(Contact(self._identity.node_id, ()), GossipSettings(), uniform, check, self.now())
+        self.offers = GossipService(
+            self.gossip, self.asker, self.keeper, self._transport, self._metrics, self.now, self._known.servers,
+            self.misbehaved, self._deadline_is,
+        )  # fmt: skip
+
+    # --- running -----------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Load the book, then find and dial peers until cancelled; that saves the book and leaves links to the transport."""
-        self._started_at = self._environment.clock.monotonic()
-        self._started_wall = self._environment.clock.wall_ms() / 1000
-        limit = self._settings.peers_max
-        rows = await self._environment.database.read(lambda connection: peer_rows.list_peers(connection, limit))
-        self._book = PeerBook(
-            self._identity.node_id, self._settings, self._environment.entropy.uniform, [self._entry(row) for row in rows]
-        )
-        self._add_statics(self._settings)
+        """Load the book, then find peers and serve them until cancelled; that saves the book and leaves links alone."""
+        await self.keeper.load()
+        await self.own_records.load()
+        self.refresh_addresses()
+        parts: list[_Part] = [self.keeper, self.asker, self.dial_back, self.own_records]
+        if self.offers is not None:
+            parts.append(self.offers)
+        self._timed = [self.asker, self.keeper, self.dial_back, self.hash_table, self.own_records]
+        if self.offers is not None:
+            self._timed.append(self.offers)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                for part in parts:
+                    part.start(nursery)
                 await self._start_mdns(nursery)
+                self.hash_table.enter()
+                self.roles.peer_met(self.now())
                 task_status.started()
-                await self._dial_and_save(nursery)
+                await self._keep_time()
         finally:
             self._nursery = None
+            for part in parts:
+                part.start(None)
             with trio.move_on_after(2, shield=True):
-                await self._save()
+                await self.keeper.save()
 
-    def link_up(self, link: Link) -> None:
-        """Take the transport's news of a verified link; one with a banned peer is closed."""
-        if self.is_banned(link.peer.node_id):
-            link.close(Reason.BANNED)
-            return
-        address = "" if link.peer.inbound else link.peer.seen_address
-        self._keys[link.peer.node_id] = (link.peer.public_key, link.peer.agent)
-        self._handle(LinkUp(link.peer.node_id, address, claimed_addresses(link.peer.addresses, link.peer.seen_address)))
-        link.pinned = True
-        if self._nursery is not None:
-            self._nursery.start_soon(self._introduce, link)
+    async def _keep_time(self) -> None:
+        """The one timer of discovery: everything that is due, in a fixed order."""
+        while True:
+            self._wakes_at = -math.inf
+            for part in self._timed:
+                part.tick()
+            self._publish_address()
+            self._wakes_at = min(self._address_at, *(part.deadline for part in self._timed))
+            wait = max(self._wakes_at - self.now(), TURN_SECONDS)
+            with trio.CancelScope(deadline=trio.current_time() + wait) as self._sleep:
+                await trio.sleep_forever()
 
-    def link_down(self, link: Link, reason: Reason) -> None:
-        """Take the transport's news of a link's end."""
-        self._keys.pop(link.peer.node_id, None)
-        if link.closed is Reason.DUPLICATE_IDENTITY:
-            # The peer said goodbye so: it met this identity in another process. (When the *peer* was restarted, the
-            # transport reports its old link before closing it.)
-            self._found_duplicate(f"{short(link.peer.node_id)} met it in another process")
-        self._handle(LinkDown(link.peer.node_id, reason))
+    def _deadline_is(self, deadline: float) -> None:
+        """Some part wants its turn at this time: sleep no longer than that. Cheap, because nearly every ask says so."""
+        if deadline < self._wakes_at:
+            self._wakes_at = deadline
+            self._sleep.deadline = trio.current_time() + max(deadline - self.now(), TURN_SECONDS)
 
-    def misbehaved(self, node_id: bytes, reason: Reason) -> None:
-        """Lower a peer's score for a violation; some causes ban it for a while and close the link."""
-        self._handle(Misbehaved(NodeId(node_id), reason))
-
-    def is_banned(self, node_id: bytes) -> bool:
-        """Say whether a peer is banned now."""
-        return self._book.is_banned(node_id, self._now())
-
-    def unban(self, node_id: bytes) -> None:
-        """Lift a ban by the owner's wish."""
-        self._perform(self._book.unban(node_id))
-
-    def add_peer(self, text: str) -> None:
-        """Remember `host:port` or `node-…@host:port` as a static peer until the next start. Raises ConfigError."""
-        address, node_id = parse_static_peer(text)
-        self._perform(self._book.add_static(address, node_id, self._now()))
-        self._wake.set()
-
-    def handle(self, incoming: Incoming) -> bool:
-        """Answer discovery's own requests; False for any other message."""
-        if not isinstance(incoming.message, WhoAreYou):
-            return False
-        incoming.reply(
-            Introduction(
-                node_id=self._identity.node_id,
-                addresses=self.own_addresses()[:8],
-                seen_address=incoming.link.peer.seen_address[:64],
-                role=ROLE_SERVER,
-            )
-        )
-        return True
-
-    def own_addresses(self) -> tuple[str, ...]:
-        """Give the addresses others may reach this node at; a wildcard stands for every real interface."""
-        found: dict[str, None] = {}
-        for address in self._transport.addresses:
-            host, _, port = address.rpartition(":")
-            if host not in ("0.0.0.0", "[::]", ""):
-                found[address] = None
-                continue
-            with suppress(ConfigError):
-                for each in choose_interfaces(system_adapters(), self._settings, (host,)).addresses:
-                    found[f"{each}:{port}"] = None
-        return tuple(found)
-
-    def apply(self, settings: DiscoverySettings) -> None:
-        """Use new limits and static peers from now on; mDNS and interface choices take effect at the next start."""
-        self._settings = settings
-        self._book.apply(settings)
-        self._add_statics(settings)
-        self._wake.set()
-
-    def peers(self) -> list[PeerView]:
-        """Give every known peer, most recently reached first."""
-        links, now = self._transport.links(), self._now()
-        return [self._view(entry, links.get(entry.node_id), now) for entry in self._book.entries()]
-
-    def status(self) -> dict[str, Any]:
-        """Give how finding peers goes, with the reason and what to do where it does not."""
-        mdns = asdict(self._mdns.status) if self._mdns is not None else {"state": "off", "reason": "", "advice": ""}
-        return {
-            "mdns": mdns,
-            "peers_known": len(self._book.entries()),
-            "peers_connected": len(self._transport.links()),
-            "own_addresses": list(self.own_addresses()),
-            "seen_as": [address for address, _ in self._own_seen.most_common(3)],
-            "duplicate_identity": self.duplicate_identity or (self._mdns is not None and bool(self._mdns.identity_elsewhere)),
-        }
+    def now(self) -> float:
+        """Give seconds of Unix time that never jump: the wall clock at the start plus what passed since."""
+        return self._environment.clock.monotonic() + self._clock_offset
 
     async def _start_mdns(self, nursery: trio.Nursery) -> None:
         if self._mdns_factory is None:
@@ -254,190 +241,203 @@ class DiscoveryService:
     async def _take_sightings(self, receive: trio.MemoryReceiveChannel[Sighting]) -> None:
         async with receive:
             async for sighting in receive:
-                self._handle(Heard(sighting.node_id, sighting.addresses, SOURCE_MDNS))
+                self.keeper.handle(Heard(sighting.node_id, sighting.addresses, SOURCE_MDNS))
 
-    async def _dial_and_save(self, nursery: trio.Nursery) -> None:
-        while True:
-            self._wake = trio.Event()
-            for effect in self._book.tick(self._now()):
-                if isinstance(effect, Dial):
-                    nursery.start_soon(self._dial, effect)
-                else:
-                    self._perform([effect])
-            self._metrics.set("peers_known", len(self._book.entries()))
-            await self._save()
-            wait = self._book.deadline - self._now()
-            with trio.move_on_after(max(wait, 0.05) if math.isfinite(wait) else math.inf):
-                await self._wake.wait()
+    # --- nodes, records, providers -----------------------------------------------------------------------------------
 
-    async def _dial(self, effect: Dial) -> None:
-        failure: Reason | None = Reason.TOO_SLOW
-        with trio.move_on_after(self._settings.dial_seconds):
-            try:
-                link = await self._transport.connect(effect.addresses, effect.node_id)
-            except PeerError as error:
-                failure = getattr(error, "reason", None)
-                if failure is Reason.DUPLICATE_IDENTITY:
-                    self._found_duplicate(f"{effect.addresses[0]} answers with it")
-            else:
-                self._dialled(effect, link)
-                return
-        self._handle(DialFailed(effect.node_id, effect.addresses[0], failure))
+    async def find_node(self, target: bytes) -> LookupOutcome:
+        """Give the nodes nearest to a target that answer. target: 32 bytes, an id or a key."""
+        return await self.hash_table.find_node(target)
 
-    def _dialled(self, effect: Dial, link: Link) -> None:
-        """End the dial in the book even where the transport gave a link that already stood."""
-        reached = "" if link.peer.inbound else link.peer.seen_address
-        address = effect.addresses[0] if effect.node_id is None else reached
-        self._handle(LinkUp(link.peer.node_id, address, claimed_addresses(link.peer.addresses, link.peer.seen_address)))
+    async def get_record(self, key: bytes) -> LookupOutcome:
+        """Give the newest record under a key as `outcome.record`, a checked envelope; empty when nobody has one."""
+        return await self.hash_table.find_record(key)
 
-    def _found_duplicate(self, how: str) -> None:
-        if not self.duplicate_identity:
-            _log.error("another node uses this identity (%s); give one of the two a new one", how)
-        self.duplicate_identity = True
+    async def publish(self, salt: bytes, value: bytes, life_seconds: float | None = None) -> Publication:
+        """Publish a record of this node and keep it published, across restarts too; says how many nodes took it.
 
-    async def _introduce(self, link: Link) -> None:
-        with trio.move_on_after(INTRODUCTION_SECONDS):
-            try:
-                answer = (await link.request(WhoAreYou())).message
-            except PeerError:
-                return
-            if not isinstance(answer, Introduction) or answer.node_id != link.peer.node_id:
-                self.misbehaved(link.peer.node_id, Reason.WRONG_PEER)
-                return
-            self._saw_us_at(answer.seen_address)
-            claimed = claimed_addresses(answer.addresses, link.peer.seen_address)
-            self._handle(Heard(link.peer.node_id, claimed, SOURCE_BOOK))
+        Raises InputError for what no node takes. Cancelled: the record stays among those that are kept published.
+        """
+        return await self.own_records.publish(salt, value, life_seconds)
 
-    def _saw_us_at(self, address: str) -> None:
-        if _is_address(address) and (address in self._own_seen or len(self._own_seen) < SEEN_ADDRESSES_MAX):
-            self._own_seen[address] += 1
+    async def provide(self, key: bytes) -> Publication:
+        """Say near a key that this node provides what it names; holds for half an hour. Says how many nodes took it."""
+        return await self.hash_table.provide(key)
 
-    def _handle(self, event: Event) -> None:
-        self._perform(self._book.handle(event, self._now()))
-        self._wake.set()
+    async def find_providers(self, key: bytes) -> LookupOutcome:
+        """Give who says that they provide what a key names, as `outcome.providers`."""
+        return await self.hash_table.find_providers(key)
 
-    def _perform(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Save(entry):
-                    self._dirty[entry.node_id] = entry
-                case Forget(node_id):
-                    self._dirty[node_id] = None
-                case Disconnect(node_id, reason):
-                    link = self._transport.links().get(node_id)
-                    if link is not None:
-                        link.close(reason)
-                case Dial():
-                    pass
+    async def reach(self, node_id: NodeId) -> Link:
+        """Give the open link with a node, or open one by what is known, a lookup, or its record. Raises Unreachable."""
+        return await self._reaching.reach(node_id)
 
-    async def _save(self) -> None:
-        """Write what changed in one transaction. The book is a convenience: a lost second of it costs nothing."""
-        if not self._dirty:
+    # --- from the transport and the router ---------------------------------------------------------------------------
+
+    def link_up(self, link: Link) -> None:
+        """Take the transport's news of a verified link; one with a banned peer is closed."""
+        if not self.keeper.link_up(link):
             return
-        changes = [(node_id, None if entry is None else self._row(entry)) for node_id, entry in self._dirty.items()]
-        self._dirty = {}
+        self.hash_table.link_up(link)
+        if self.offers is not None:
+            self.offers.link_up(link)
+        self.roles.peer_met(self.now())
+        self._deadline_is(self.dial_back.deadline)
 
-        def transaction(connection: Any) -> None:
-            for node_id, row in changes:
-                if row is None:
-                    peer_rows.delete_peer(connection, node_id)
-                else:
-                    peer_rows.put_peer(connection, row)
+    def link_down(self, link: Link, reason: Reason) -> None:
+        """Take the transport's news of a link's end."""
+        self.introductions.link_down(link.peer.node_id)
+        self.keeper.link_down(link, reason)
+        if self.offers is not None:
+            self.offers.link_down(link)
 
-        await self._environment.database.write(transaction)
+    def misbehaved(self, node_id: bytes, reason: Reason) -> None:
+        """Lower a peer's score for a violation; some causes ban it for a while and close the link."""
+        self.keeper.misbehaved(NodeId(node_id), reason)
 
-    def _add_statics(self, settings: DiscoverySettings) -> None:
-        for text in settings.static_peers:
-            address, node_id = parse_static_peer(text)
-            self._perform(self._book.add_static(address, node_id, self._now()))
+    def handle(self, incoming: Incoming) -> bool:
+        """Answer one of `REQUESTS`; False for any other message. Raises Refused or ProtocolViolation for the router."""
+        message = incoming.message
+        if isinstance(message, WhoAreYou):
+            incoming.reply(
+                Introduction(
+                    node_id=self._identity.node_id,
+                    addresses=self.own_addresses()[:8],
+                    seen_address=incoming.link.peer.seen_address[:64],
+                    role=ROLE_SERVER if self.roles.is_server else ROLE_CLIENT,
+                    time_ms=self._environment.clock.wall_ms(),
+                )
+            )
+            return True
+        if isinstance(message, DHT_REQUESTS):
+            return self.hash_table.handle(incoming)
+        if self.offers is not None and self.offers.handle(incoming):
+            return True
+        return self.dial_back.handle(incoming)
 
-    def _now(self) -> float:
-        """Seconds of Unix time that never jump: the wall clock at the start plus what passed since."""
-        return self._started_wall + self._environment.clock.monotonic() - self._started_at
+    # --- the owner's wishes ------------------------------------------------------------------------------------------
 
-    def _row(self, entry: Entry) -> peer_rows.PeerRow:
-        key, agent = self._keys.get(entry.node_id, (b"", ""))
-        return peer_rows.PeerRow(
-            node_id=entry.node_id,
-            public_key=key,
-            addresses=entry.addresses,
-            source=SOURCE_STATIC if SOURCE_STATIC in entry.sources else entry.sources[0],
-            agent=agent,
-            first_seen_ms=round(entry.first_seen * 1000),
-            last_seen_ms=round(entry.last_seen * 1000),
-            last_connected_ms=round(entry.last_success * 1000),
-            failures=entry.failures,
-            score=round(entry.score * _STORED_SCORE),
-            banned_until_ms=round(entry.banned_until * 1000),
-            ban_reason=entry.banned_for,
-        )
+    def is_banned(self, node_id: bytes) -> bool:
+        """Say whether a peer is banned now."""
+        return self.keeper.book.is_banned(node_id, self.now())
 
-    def _entry(self, row: peer_rows.PeerRow) -> Entry:
-        """Give a stored peer. A static one that the owner removed from the list since is an ordinary one now."""
-        return Entry(
-            node_id=NodeId(row.node_id),
-            addresses=row.addresses,
-            sources=(SOURCE_BOOK if row.source == SOURCE_STATIC else row.source,),
-            first_seen=row.first_seen_ms / 1000,
-            last_seen=row.last_seen_ms / 1000,
-            last_success=row.last_connected_ms / 1000,
-            failures=0,
-            next_dial=max(self._now(), row.banned_until_ms / 1000),
-            score=row.score / _STORED_SCORE,
-            score_at=row.last_seen_ms / 1000,
-            bans=1 if row.banned_until_ms else 0,
-            banned_until=row.banned_until_ms / 1000,
-            banned_for=row.ban_reason,
-        )
+    def unban(self, node_id: bytes) -> None:
+        """Lift a ban by the owner's wish."""
+        self.keeper.unban(NodeId(node_id))
 
-    def _view(self, entry: Entry, link: Link | None, now: float) -> PeerView:
-        return PeerView(
-            node_id=entry.node_id,
-            connected=link is not None,
-            inbound=link is not None and link.peer.inbound,
-            addresses=entry.addresses,
-            sources=entry.sources,
-            agent=link.peer.agent if link else "",
-            version=link.peer.version if link else 0,
-            seen_seconds_ago=0.0 if link else max(0.0, round(now - entry.last_seen, 1)),
-            connected_seconds_ago=max(0.0, round(now - entry.last_success, 1)) if entry.last_success else None,
-            failures=entry.failures,
-            score=round(self._book.score(entry.node_id, now), 1),
-            banned_seconds=max(0.0, round(entry.banned_until - now, 1)),
-            banned_for=entry.banned_for if entry.banned_until > now else "",
-        )
+    def add_peer(self, text: str, *, is_bootstrap: bool = False) -> None:
+        """Remember `host:port` or `node-…@host:port` until the next start: to keep a link with, or to enter by when needed.
 
+        Raises ConfigError.
+        """
+        self.keeper.add(text, SOURCE_BOOTSTRAP if is_bootstrap else SOURCE_STATIC)
 
-def claimed_addresses(claimed: Iterable[str], seen_address: str) -> tuple[str, ...]:
-    """Give the usable ones of a peer's own addresses; a wildcard host is replaced by where its bytes come from."""
-    seen_host = seen_address.rpartition(":")[0]
-    usable: dict[str, None] = {}
-    for address in claimed:
-        host, _, port = address.rpartition(":")
-        whole = f"{seen_host}:{port}" if host in ("0.0.0.0", "[::]", "") else address
-        if _is_address(whole) and not whole.endswith(":0"):
-            usable[whole] = None
-    return tuple(usable)
+    def apply(self, settings: DiscoverySettings) -> None:
+        """Use new limits and peers from now on; mDNS and interface choices take effect at the next start."""
+        self._settings = settings
+        self.asker.dials_max = settings.ask_dials_max
+        self.roles.apply(RoleSettings(confirmations=settings.confirmations))
+        self.keeper.apply(settings)
 
+    # --- what is known -----------------------------------------------------------------------------------------------
 
-def parse_static_peer(text: str) -> tuple[str, NodeId | None]:
-    """Give the address and, where stated, the id in `host:port` or `node-…@host:port`. Raises ConfigError."""
-    id_part, _, address = text.strip().rpartition("@")
-    if not _is_address(address):
-        raise ConfigError(f"{text!r} is not a peer: write HOST:PORT or node-…@HOST:PORT")
-    try:
-        return address, NodeId(parse_id(NODE, id_part)) if id_part else None
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is not a peer: {error}") from error
+    @property
+    def duplicate_identity(self) -> bool:
+        """Whether another process was met that runs on this identity."""
+        return self.keeper.duplicate_identity
 
+    def own_addresses(self) -> tuple[str, ...]:
+        """Give the addresses others may reach this node at; a wildcard stands for every real interface."""
+        return reachable_addresses(self._transport.addresses, self._settings)
 
-def _is_address(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536) or len(text) > 262:
-        return False
-    if host.startswith("["):
-        try:
-            return host.endswith("]") and ipaddress.ip_address(host[1:-1]).version == 6
-        except ValueError:
-            return False
-    return bool(host) and all(character.isalnum() or character in "-._" for character in host)
+    def refresh_addresses(self) -> None:
+        """Look again at where this node is, for its contact and for what peers are asked to try."""
+        own = self.own_addresses()
+        self.roles.set_addresses(own, self.now())
+        best = dict.fromkeys((*self.roles.confirmed, *own))
+        contact = Contact(self._identity.node_id, tuple(best)[:CONTACT_ADDRESSES_MAX])
+        if contact != self.dht.own:
+            self.dht.own = contact
+            self._publish_address_soon()
+        if self.gossip is not None:
+            reachable = contact if self.roles.is_server else Contact(contact.node_id, ())
+            self.gossip.moved(reachable, is_server=self.roles.is_server)
+
+    def peers(self) -> list[PeerView]:
+        """Give every known peer, most recently reached first."""
+        book, links, now = self.keeper.book, self._transport.links(), self.now()
+        return [
+            view_of(
+                entry, links.get(entry.node_id), book.score(entry.node_id, now),
+                tuple(why.value for why in self.keeper.plan.reasons(entry.node_id)), self.dht.why(entry.node_id), now,
+            )
+            for entry in book.entries()
+        ]  # fmt: skip
+
+    def status(self) -> dict[str, Any]:
+        """Give how finding peers goes, with the reason and what to do where it does not."""
+        mdns = asdict(self._mdns.status) if self._mdns is not None else {"state": "off", "reason": "", "advice": ""}
+        return {
+            "mdns": mdns,
+            "role": ROLE_SERVER if self.roles.is_server else ROLE_CLIENT,
+            "peers_known": len(self.keeper.book),
+            "peers_connected": len(self._transport.links()),
+            "table_entries": len(self.dht.table),
+            "network_size": round(self.dht.network_size()),
+            "own_addresses": list(self.own_addresses()),
+            "seen_as": list(self.roles.seen_addresses[:3]),
+            "reached_at": list(self.roles.confirmed),
+            "duplicate_identity": self.duplicate_identity or (self._mdns is not None and bool(self._mdns.identity_elsewhere)),
+        }
+
+    # --- within ------------------------------------------------------------------------------------------------------
+
+    def _introduce(self, link: Link) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self.introductions.ask, link)
+
+    async def _meet(self, node_id: NodeId) -> Link:
+        """Give an open link with a peer that has introduced itself. Raises PeerError."""
+        link = await self._transport.connect(self._known.addresses(node_id), node_id)
+        await self.introductions.ask(link)
+        return link
+
+    def _review(self) -> None:
+        """Every half minute: this machine may have moved, and the gauges should be true."""
+        was = self.roles.is_server
+        self.refresh_addresses()
+        if self.roles.is_server != was:
+            self._role_is()
+        self._metrics.set("table_entries", len(self.dht.table))
+        self._metrics.set("network_size", self.dht.network_size())
+
+    def _role_is(self) -> None:
+        """The roles machine has decided, or changed its mind."""
+        self._metrics.set("server_role", float(self.roles.is_server))
+        self.refresh_addresses()
+        self.hash_table.role_is(self.roles.is_server)
+        if self.offers is not None:
+            self.offers.begin()
+        self._publish_address_soon()
+
+    def _publish_address_soon(self) -> None:
+        if self._settings.publish_address:
+            wait = ADDRESS_DELAY_SECONDS * (0.5 + self._environment.entropy.uniform())
+            self._address_at = min(self._address_at, self.now() + wait)
+
+    def _found_again(self, node_id: NodeId) -> None:
+        """A lost peer is back: whoever is on its side of a healed partition is asked where we are."""
+        link = self._transport.links().get(node_id)
+        if link is not None:
+            self._metrics.add("peers_found_again_total")
+            self.hash_table.enter_again(contact_of(link))
+            if self.offers is not None:
+                self.offers.feed(Compare(node_id))
+
+    def _publish_address(self) -> None:
+        if self.now() < self._address_at or self._nursery is None:
+            return
+        self._address_at = math.inf
+        own = tuple(dict.fromkeys((*self.roles.confirmed, *self.own_addresses())))
+        value = encode_addresses(own, self.roles.is_server, not self._settings.dials_private)
+        self._nursery.start_soon(self.own_records.publish_quietly, ADDRESS_SALT, value)

@@ -35,12 +35,12 @@ class LaneClosed:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An item's outputs are stored. amount in micro-credits, seconds of the whole call."""
+    """An item's outputs are stored. amount in micro-credits; seconds of the whole call, None for one from before a restart."""
 
     position: int
     key: bytes
     amount: int
-    seconds: float
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +152,9 @@ class MapMachine:
         return key in self._lanes and bool(self._lanes[key].holds)
 
     def adopt(self, position: int, key: bytes, now: float) -> None:
-        """Take over an item that was placed before a restart: its call is being fetched again through this lane."""
+        """Take over an item that was placed before a restart: no copy is made before it is known what became of its call."""
         self._lanes[key].holds.add(position)
-        self._placed[position] = _Copies({key: now})
+        self._placed[position] = _Copies({key: now}, hedged=True)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event and say what to do."""
@@ -267,7 +267,8 @@ class MapMachine:
             return []
         self._finished[event.position] = 1
         self.done += 1
-        self.latencies.add(event.seconds)
+        if event.seconds is not None:
+            self.latencies.add(event.seconds)
         self._failures.pop(event.position, None)
         # Copies stay in their lanes until the provider answers the cancellation: their room is not free before that.
         return [CancelCopy(event.position, key) for key in (copies.sent if copies else ())]

@@ -11,6 +11,7 @@ from typing import Any
 from p2pnode.environment import Environment
 from p2pnode.errors import InputError
 from p2pnode.ids import DOCUMENT, JOB, MODEL, id_text
+from p2pnode.jobs.datasets import fingerprint
 from p2pnode.jobs.spec import MapSpec, Terms, decode_map_spec
 from p2pnode.reasons import EndReason
 from p2pnode.store import agreements
@@ -18,6 +19,8 @@ from p2pnode.store import jobs as rows
 
 # The table keeps a number; this one stands for "no limit" and is beyond all money there will be.
 NO_LIMIT = 2**62
+# Far more attempts at one map than anybody makes.
+_ATTEMPTS_MAX = 1000
 
 
 class JobBook:
@@ -94,6 +97,10 @@ class JobBook:
     async def unfinished(self) -> list[rows.JobRow]:
         """Give the jobs that have not ended."""
         return await self._environment.database.read(lambda connection: rows.list_jobs(connection, is_ended=False, limit=10_000))
+
+    async def placed(self, job: bytes) -> list[rows.ItemRow]:
+        """Give the items whose calls were under way when the process ended."""
+        return await self._environment.database.read(lambda connection: rows.restart_items(connection, job))
 
     async def map_row(
         self, spec: MapSpec, model_id: bytes, key: bytes, items: int, running: frozenset[bytes], output_stands: bool
@@ -188,3 +195,12 @@ def map_key(spec: MapSpec, model_id: bytes, data: bytes) -> bytes:
 def attempt_id(key: bytes, attempt: int) -> bytes:
     """Give the job id of the n-th attempt at a piece of work."""
     return hashlib.blake2b(key + attempt.to_bytes(4, "big"), digest_size=32, person=b"p2pnode-attempt").digest()
+
+
+def stored_key(spec: MapSpec, model_id: bytes, job: bytes) -> bytes | None:
+    """Give the key of a stored map, or None when its data is gone or has changed, so that no command will go on with it."""
+    try:
+        key = map_key(spec, model_id, fingerprint(Path(spec.data)))
+    except OSError:
+        return None
+    return key if any(attempt_id(key, attempt) == job for attempt in range(_ATTEMPTS_MAX)) else None

@@ -1,14 +1,10 @@
 """One map, carried out: lanes opened and replaced, items read, sent, stored and assembled; resumable after SIGKILL.
 
-An item passes these durable steps: its row says `placed` (agreement and call number) before the call is sent; its part is
-in place by an atomic rename before its row says `done`; only then is the call confirmed, so that no cheque covers an
-output which could still be lost. After a crash a placed item is asked for again under the same number, which the provider
-answers from what it kept, without a new charge.
+`item_book` makes the items' steps durable, `recalls` decides the calls that an earlier process had under way. A call whose fate
+is open is asked for again under its number, and its item is placed nowhere else before that is decided.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import trio
@@ -31,8 +27,11 @@ from p2pnode.jobs.batches import (
 )  # fmt: skip
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.datasets import Dataset
-from p2pnode.jobs.outputs import Part, assemble, part_path, read_part, remove_parts, write_part
-from p2pnode.jobs.progress import MapProgress
+from p2pnode.jobs.former_agreements import FormerAgreements
+from p2pnode.jobs.item_book import ItemBook
+from p2pnode.jobs.outputs import Part, assemble, part_path, read_part
+from p2pnode.jobs.progress import MapProgress, running_progress
+from p2pnode.jobs.recalls import Recalls
 from p2pnode.jobs.sessions import Local, order_within
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.jobs.spec import MapSpec
@@ -46,22 +45,26 @@ _PASSING = frozenset({Reason.BUSY, Reason.RATE, Reason.TOO_MANY_REQUESTS, Reason
 
 
 class MapRun:
-    """A running map. budget: holds what earlier attempts spent. spec: with its outputs named and its paths absolute."""
+    """A running map. budget: holds what earlier attempts spent. spec: with its outputs named and its paths absolute.
+
+    recalls: what an earlier process had under way, None for nothing.
+    """
 
     def __init__(
-        self, environment: Environment, settings: JobSettings, suppliers: Suppliers, job: bytes, spec: MapSpec, model_id: bytes,
-        dataset: Dataset, kind: str, budget: Budget, local: Local | None,
+        self, environment: Environment, settings: JobSettings, suppliers: Suppliers, items: ItemBook, spec: MapSpec,
+        model_id: bytes, dataset: Dataset, kind: str, budget: Budget, local: Local | None, recalls: Recalls | None = None,
     ) -> None:  # fmt: skip
         self._environment = environment
         self._settings = settings
         self._suppliers = suppliers
-        self.job = job
+        self.job = items.job
+        self.items = items
         self.spec = spec
         self.model_id = model_id
         self._names = spec.outputs
         self._dataset = dataset
         self._kind = kind
-        self._output = Path(spec.output)
+        self._recalls = recalls
         self.budget = budget
         self._local = local
         self._wanted = spec.terms.providers or settings.providers_max
@@ -69,6 +72,8 @@ class MapRun:
         self._lanes: dict[bytes, Supply | None] = {}
         self._retired: set[bytes] = set()
         self._cut: set[bytes] = set()
+        self._former = FormerAgreements(environment, suppliers, budget)
+        self._is_stopping = False
         self._tickets: dict[tuple[int, bytes], trio.CancelScope] = {}
         self._shapes: Shapes = ()
         self._send, self._receive = trio.open_memory_channel[Event](1 << 16)
@@ -89,51 +94,39 @@ class MapRun:
 
     def progress(self) -> MapProgress:
         """Give how far it is now."""
-        machine, now = self._machine, self._environment.clock.monotonic()
-        fresh, seconds = machine.done - self._done_before, now - self._started
-        rate = fresh / seconds if fresh and seconds > 0 else 0.0
-        left = machine.count - machine.done - machine.failed
-        spent = self.budget.spent + sum(supply.charged for supply in self._lanes.values() if supply is not None)
-        return MapProgress(
-            state="ended" if self.finished else "running",
-            done=machine.done,
-            failed=machine.failed,
-            total=machine.count,
-            rows=self._dataset.rows,
-            in_flight=machine.in_flight,
-            providers=len(self._active),
-            rate=rate,
-            spent=spent,
-            reserved=self.budget.reserved,
-            expected_total=round(spent / fresh * (fresh + left)) if fresh else None,
-            eta_seconds=left / rate if rate else None,
-            waits_for=self.waits_for.value if self.waits_for else "",
-            end_reason=self.finished.end.value if self.finished else "",
-            detail=self.finished.detail if self.finished else "",
-        )
+        spent = self.budget.spent + self._former.charged
+        spent += sum(supply.charged for supply in self._lanes.values() if supply is not None)
+        return running_progress(
+            self._machine, self._dataset.rows, self._done_before, self._environment.clock.monotonic() - self._started,
+            len(self._active), spent, self.budget.reserved, self.waits_for, self.finished,
+        )  # fmt: skip
 
     async def run(self) -> Finished:
-        """Carry it out and give how it ended. Cancelled, it leaves every item in a state that a restart continues from."""
+        """Carry it out and give how it ended. Cancelled, it leaves every item in a state that a restart continues from.
+
+        The parts stay: before the caller has saved the end, a restart goes on from them.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._finish_when_cancelled)
-                placed = await self._restore()
-                await self._adopt(placed)
+                undecided = self._recalls.undecided() if self._recalls is not None else []
+                self._begin(await self.items.restore(), undecided)
+                nursery.start_soon(self._former.run)
                 if self.spec.terms.deadline_seconds is not None:
                     nursery.start_soon(self._expire, self.spec.terms.deadline_seconds)
                 finished = await self._loop()
+                with trio.move_on_after(self._settings.close_seconds):
+                    await self._former.closed()
                 nursery.cancel_scope.cancel()
         finally:
             with trio.move_on_after(self._settings.close_seconds, shield=True):
                 await self._close_lanes()
         if finished.end is EndReason.COMPLETED:
             try:
-                await self._environment.executor.run(assemble, self._output, self._kind, self._parts)
+                await self._environment.executor.run(assemble, self.items.output, self._kind, self._parts)
             except InputError as error:
                 finished = Finished(EndReason.FAILED, Reason.WRONG_SHAPE, f"{error} (the parts are kept)")
-            else:
-                await self._environment.executor.run(remove_parts, self._output)
         self.finished = finished
         self.tell()
         return finished
@@ -143,6 +136,7 @@ class MapRun:
         try:
             await trio.sleep_forever()
         finally:
+            self._is_stopping = True
             deadline = trio.current_time() + self._settings.close_seconds / 2
             for scope in self._tickets.values():
                 scope.deadline = min(scope.deadline, deadline)
@@ -163,18 +157,18 @@ class MapRun:
                 event = await self._receive.receive()
 
     async def _perform(self, effect: Effect) -> None:
-        assert self._nursery is not None
         match effect:
             case Place(position, key):
-                self._nursery.start_soon(self._item, position, key, None)
+                assert self._nursery is not None
+                self._nursery.start_soon(self._item, position, key)
             case CancelCopy(position, key):
                 if (scope := self._tickets.get((position, key))) is not None:
                     scope.cancel()
             case GaveUp(position, reason, detail):
-                await self._save(rows.ItemRow(self.job, position, "failed", reason=reason.value, changed_ms=self._now_ms()))
-                await self._event("item-failed", f"item {position}: {reason.value}: {detail}"[:1000])
+                await self.items.failed(position, reason)
+                await self.items.event("item-failed", f"item {position}: {reason.value}: {detail}")
 
-    async def _item(self, position: int, key: bytes, number: int | None) -> None:
+    async def _item(self, position: int, key: bytes) -> None:
         """One copy of one item, from reading it to its durable end."""
         if (position, key) in self._tickets:
             return
@@ -182,85 +176,74 @@ class MapRun:
         event: Event = CallFailed(position, key, Refused(Reason.CANCELLED), 0.0)
         try:
             with scope:
-                event = await self._try_item(position, key, number)
+                event = await self._try_item(position, key)
         except StoreError as error:
             event = Stopped(EndReason.FAILED, Reason.DISK)
-            await self._event("store-failed", str(error))
+            await self.items.event("store-failed", str(error))
         except P2PNodeError as error:
             event = self._judge(position, key, error)
         finally:
             del self._tickets[position, key]
-        if scope.cancelled_caught and scope.deadline < float("inf"):
-            # Cut off by the node's stop: the agreement stays open, so that a restart can fetch this answer.
-            self._cut.add(key)
         self._post(event)
         if isinstance(event, Stopped):
             self._post(CallFailed(position, key, Refused(Reason.CANCELLED), 0.0))
 
-    async def _try_item(self, position: int, key: bytes, number: int | None) -> Event:
+    async def _try_item(self, position: int, key: bytes) -> Event:
         environment, supply = self._environment, self._lanes.get(key)
         values = await environment.executor.run(self._dataset.read, position)
         started = environment.clock.monotonic()
         if key == _LOCAL_LANE:
             assert self._local is not None
-            outputs, amount = await self._local(values, self._names), 0
-            await self._store(position, outputs, None)
-            return Answered(position, key, amount, environment.clock.monotonic() - started)
+            await self.items.done(position, await self._local(values, self._names))
+            return Answered(position, key, 0, environment.clock.monotonic() - started)
         if supply is None:
             return CallFailed(position, key, Refused(Reason.AGREEMENT_ENDED), 0.0)
         shapes = input_shapes(values)
         if not supply.covers(shapes):
             self._shapes = larger_shapes(self._shapes, shapes)
             raise Refused(Reason.SHAPE_OVER_QUOTE, "this item is larger than the quote covers")
-        if number is not None:
-            supply.agreement.recall(number, values)
-            await self._is_back(supply)
-        else:
-            number = supply.next_number()
-            await self._save(self._row(position, "placed", supply, number))
+        number = supply.next_number()
+        input_hash, amount = supply.agreement.described(values)
+        await self.items.placed(position, supply.peer, supply.id, number, input_hash, amount)
         is_stored = False
         try:
             answer = await self._answer(supply, values, number)
-            await self._store(position, answer.outputs, supply, answer.amount, number)
+            await self.items.done(position, answer.outputs, supply.peer, supply.id, number, answer.amount)
             is_stored = True
         finally:
-            (supply.agreement.confirm if is_stored else supply.agreement.give_up)(number)
+            if is_stored:
+                supply.agreement.confirm(number)
+            elif self._is_stopping:
+                self._cut.add(key)  # the agreement stays open, and the next start recalls the call
+            else:
+                supply.agreement.give_up(number)
         seconds = environment.clock.monotonic() - started
         self._suppliers.succeeded(supply.peer, self.model_id, seconds)
         return Answered(position, key, answer.amount, seconds)
 
     async def _answer(self, supply: Supply, values: Mapping[str, Any], number: int) -> Any:
         """Make a call. After a lost link it is repeated under its number, so that what was executed is not paid twice."""
-        for attempt in range(self._settings.attempts_max):
-            with trio.move_on_after(self._settings.run_seconds + self._settings.return_seconds):
+        settings = self._settings
+        with trio.move_on_after(settings.run_seconds + settings.return_seconds + settings.retry_total_seconds):
+            while True:
                 try:
                     return await self._suppliers.call(supply, values, self._names, self.spec.terms, number)
                 except Unreachable:
-                    if attempt + 1 == self._settings.attempts_max or not await self._is_back(supply):
+                    if not await self._is_back(supply):
                         raise
-                    continue
-            break
         raise TooSlow("the provider did not answer in time")
 
     async def _is_back(self, supply: Supply) -> bool:
-        """Wait, within the match deadline, until an agreement has its provider again, and say whether it has."""
-        with trio.move_on_after(self._settings.match_seconds):
-            while supply.usable:
-                if supply.agreement.is_connected:
-                    return True
-                await trio.sleep(0.02)
+        """Wait until an agreement has its provider again, and say whether it has; after a while its lane gets nothing new."""
+        clock, settings = self._environment.clock, self._settings
+        started = clock.monotonic()
+        while supply.agreement.end_reason is None and clock.monotonic() < started + settings.retry_total_seconds:
+            await trio.sleep(0.02)
+            if supply.agreement.is_connected:
+                return True
+            if clock.monotonic() >= started + settings.match_seconds:
+                self._retire(supply.id)
         return False
-
-    async def _store(
-        self, position: int, outputs: Mapping[str, Any], supply: Supply | None, amount: int = 0, number: int = -1
-    ) -> None:
-        path = part_path(self._output, position)
-        await self._environment.executor.run(write_part, path, {name: outputs[name] for name in self._names})
-        await self._save(replace(self._row(position, "done", supply, number), output=path.name, amount=amount))
-
-    def _row(self, position: int, state: rows.ItemState, supply: Supply | None, number: int) -> rows.ItemRow:
-        peer, agreement = (supply.peer, supply.id) if supply is not None else (b"", b"")
-        return rows.ItemRow(self.job, position, state, provider=peer, agreement=agreement, call=number, changed_ms=self._now_ms())
 
     def _judge(self, position: int, key: bytes, error: P2PNodeError) -> Event:
         """Say what an item's failure means for its lane."""
@@ -270,7 +253,7 @@ class MapRun:
             return CallFailed(position, key, Refused(Reason.CANCELLED), 0.0)
         if supply is not None and reason not in _PASSING and isinstance(error, PeerError):
             self._suppliers.failed(supply.peer, self.model_id, error)
-            if self._suppliers.is_banned(supply.peer):
+            if self._suppliers.is_banned(supply.peer, self.model_id):
                 self._retire(key)
         return CallFailed(position, key, error, self._environment.entropy.uniform())
 
@@ -321,7 +304,7 @@ class MapRun:
                 await self._nobody(error)
         except InputError as error:
             self._post(Stopped(EndReason.FAILED, Reason.WRONG_SHAPE))
-            await self._event("data-failed", str(error))
+            await self.items.event("data-failed", str(error))
         finally:
             self._opening = False
 
@@ -334,7 +317,7 @@ class MapRun:
         if self._active:
             self._open_again_at = self._environment.clock.monotonic() + self._settings.ban_fault_seconds
             return
-        if error.reason is Reason.BUDGET:
+        if error.reason is Reason.BUDGET and not self._former.open:
             self._post(Stopped(EndReason.BUDGET, Reason.BUDGET))
             return
         if self._local is not None:
@@ -348,9 +331,9 @@ class MapRun:
             await self._environment.database.write(
                 lambda connection: rows.set_job_state(connection, self.job, "running", error.reason.value)
             )
-            await self._event("waits", str(error))
+            await self.items.event("waits", str(error))
         if now - self._idle_since > self._settings.retry_total_seconds:
-            self._post(Stopped(EndReason.REFUSED, error.reason))
+            self._post(Stopped(EndReason.BUDGET if error.reason is Reason.BUDGET else EndReason.REFUSED, error.reason))
             return
         await trio.sleep(min(1.0, self._settings.backoff_max_seconds) * (0.5 + self._environment.entropy.uniform()))
 
@@ -366,46 +349,37 @@ class MapRun:
             for key in [key for key in self._lanes if key not in self._cut]:
                 nursery.start_soon(self._close_lane, key)
 
-    async def _restore(self) -> list[rows.ItemRow]:
-        """Read the items' durable states: those done need their part, those placed are given back."""
-        done: list[int] = []
-        placed: list[rows.ItemRow] = []
-        after = -1
-        while True:
-            page = await self._environment.database.read(
-                lambda connection, after=after: rows.list_items(connection, self.job, after=after)  # type: ignore[misc]
-            )
-            if not page:
-                break
-            after = page[-1].position
-            stored = [row for row in page if part_path(self._output, row.position).exists()]
-            done += [row.position for row in stored]
-            # The crash came between the part's rename and its row: the part is whole, so the item is done.
-            late = [replace(row, state="done") for row in stored if row.state != "done"]
-            if late:
-                await self._environment.database.write(lambda connection, late=late: rows.save_items(connection, late))  # type: ignore[misc]
-            placed += [row for row in page if row.state == "placed" and row not in stored]
+    # --- what an earlier process left ---------------------------------------------------------------------------------
+
+    def _begin(self, done: list[int], undecided: list[rows.ItemRow]) -> None:
+        """Start from what is stored; items whose calls are not decided yet wait in lanes that take nothing else."""
+        assert self._nursery is not None
         self._machine = MapMachine(self._settings, self._dataset.items, done)
         self._done_before = len(done)
-        return placed
-
-    async def _adopt(self, placed: Sequence[rows.ItemRow]) -> None:
-        """Fetch what was under way when the process died, from the same agreements where they still stand."""
-        assert self._nursery is not None
-        now = self._environment.clock.monotonic()
-        for agreement in self.budget.holders():
-            supply = await self._suppliers.adopt(agreement)
-            if supply is None:
+        now, stored = self._environment.clock.monotonic(), set(done)
+        for row in undecided:
+            if row.position in stored:
                 continue
-            self._lanes[supply.id] = supply
-            self._machine.handle(LaneOpened(supply.id, 0), now)
-            # It takes no new items: what an earlier process charged on it is known to its own task only.
-            self._retire(supply.id)
-            supply.agreement.expect(row.call for row in placed if row.agreement == agreement)
-            for row in placed:
-                if row.agreement == agreement:
-                    self._machine.adopt(row.position, supply.id, now)
-                    self._nursery.start_soon(self._item, row.position, supply.id, row.call)
+            if row.agreement not in self._lanes:
+                self._lanes[row.agreement] = None
+                self._machine.handle(LaneOpened(row.agreement, 0), now)
+                self._retired.add(row.agreement)
+            self._machine.adopt(row.position, row.agreement, now)
+            self._nursery.start_soon(self._recalled, row.position, row.agreement)
+
+    async def _recalled(self, position: int, key: bytes) -> None:
+        """Wait for what becomes of a call from before; for a provider that stays away not for ever."""
+        assert self._recalls is not None
+        is_stored = False
+        with trio.move_on_after(self._settings.retry_total_seconds) as patience:
+            is_stored = await self._recalls.decision(position)
+        if patience.cancelled_caught:
+            self._recalls.give_up(position)
+            is_stored = await self._recalls.decision(position)
+        if is_stored:
+            self._post(Answered(position, key, 0, None))
+        else:
+            self._post(CallFailed(position, key, Refused(Reason.CANCELLED), 0.0))
 
     async def _expire(self, seconds: float) -> None:
         await trio.sleep(seconds)
@@ -414,7 +388,7 @@ class MapRun:
     def _parts(self) -> Iterator[Part]:
         for position in range(self._dataset.items):
             name = self._dataset.names[position] if self._dataset.names else ""
-            yield Part(name, self._dataset.rows_of(position), read_part(part_path(self._output, position)))
+            yield Part(name, self._dataset.rows_of(position), read_part(part_path(self.items.output, position)))
 
     def _post(self, event: Event) -> None:
         # The channel holds more events than there can be copies in flight, so this never overflows.
@@ -424,13 +398,3 @@ class MapRun:
         """Wake whoever follows the progress."""
         self.changed.set()
         self.changed = trio.Event()
-
-    async def _save(self, row: rows.ItemRow) -> None:
-        await self._environment.database.write(lambda connection: rows.save_items(connection, [row]))
-
-    async def _event(self, kind: str, detail: str) -> None:
-        now_ms = self._now_ms()
-        await self._environment.database.write(lambda connection: rows.append_event(connection, self.job, now_ms, kind, detail))
-
-    def _now_ms(self) -> int:
-        return self._environment.clock.wall_ms()

@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,14 +56,27 @@ def part_path(output: Path, position: int) -> Path:
 
 def claim_parts(output: Path, key: bytes) -> None:
     """Keep the parts that an earlier attempt at the same work left, and remove those of other work."""
-    owner = parts_folder(output) / "work"
+    if not owns_parts(output, key):
+        remove_parts(output)
+        _replace(_owner(output), lambda file: file.write(key))
+
+
+def owns_parts(output: Path, key: bytes) -> bool:
+    """Say whether the parts that lie there are those of this work."""
     try:
-        if owner.read_bytes() == key:
-            return
+        return _owner(output).read_bytes() == key
     except OSError:
-        pass
-    remove_parts(output)
-    _replace(owner, lambda file: file.write(key))
+        return False
+
+
+def release_parts(output: Path, key: bytes) -> None:
+    """Remove what a complete map left behind, unless other work has taken its place by now."""
+    if owns_parts(output, key) or not parts_folder(output).exists():
+        remove_parts(output)
+
+
+def _owner(output: Path) -> Path:
+    return parts_folder(output) / "work"
 
 
 def write_part(path: Path, values: Mapping[str, Any]) -> None:
@@ -104,8 +118,13 @@ def assemble(output: Path, kind: str, parts: Callable[[], Iterator[Part]]) -> No
 
 
 def remove_parts(output: Path) -> None:
-    """Remove the parts' folder."""
-    shutil.rmtree(parts_folder(output), ignore_errors=True)
+    """Remove the parts, all at once for whoever looks: half of them would seem to be items that are still to be done."""
+    folder = parts_folder(output)
+    waste = folder.with_name(folder.name + ".waste")
+    shutil.rmtree(waste, ignore_errors=True)
+    with suppress(OSError):
+        folder.rename(waste)
+    shutil.rmtree(waste, ignore_errors=True)
 
 
 def _folder(output: Path, parts: Callable[[], Iterator[Part]]) -> None:

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from p2pnode.jobs.batches import Finished, MapMachine
+from p2pnode.reasons import Reason
+
 
 @dataclass(frozen=True, slots=True)
 class MapProgress:
@@ -28,6 +31,33 @@ class MapProgress:
     def as_json(self) -> dict[str, Any]:
         """Give it as JSON."""
         return asdict(self)
+
+
+def running_progress(
+    machine: MapMachine, rows: int, done_before: int, seconds: float, providers: int, spent: int, reserved: int,
+    waits_for: Reason | None, finished: Finished | None,
+) -> MapProgress:  # fmt: skip
+    """Give the progress of a map that runs since so many seconds, with what was done before it began."""
+    fresh = machine.done - done_before
+    rate = fresh / seconds if fresh and seconds > 0 else 0.0
+    left = machine.count - machine.done - machine.failed
+    return MapProgress(
+        state="ended" if finished else "running",
+        done=machine.done,
+        failed=machine.failed,
+        total=machine.count,
+        rows=rows,
+        in_flight=machine.in_flight,
+        providers=providers,
+        rate=rate,
+        spent=spent,
+        reserved=reserved,
+        expected_total=round(spent / fresh * (fresh + left)) if fresh else None,
+        eta_seconds=left / rate if rate else None,
+        waits_for=waits_for.value if waits_for else "",
+        end_reason=finished.end.value if finished else "",
+        detail=finished.detail if finished else "",
+    )
 
 
 def past_progress(description: Mapping[str, Any]) -> MapProgress:

@@ -1,7 +1,7 @@
 """Trying again with memory: deadlines per state, exponential back-off with jitter and a total cap, bans per peer and cause.
 
-Two pure machines. `BanBook` remembers who is not to be asked for a while and why; `Attempts` follows one piece of work
-from state to state and says, after each failure, whether and when to try again. Source of the shape: Petals' ban and
+Two pure machines. `BanBook` remembers who is not to be asked for a while, for which model and why; `Attempts` follows one piece
+of work from state to state and says, after each failure, whether and when to try again. Source of the shape: Petals' ban and
 back-off defaults; what its users lacked was the difference between a provider's fault, a refusal and a bad input.
 """
 
@@ -43,6 +43,8 @@ INPUT_REASONS = frozenset(
 )  # fmt: skip
 FAULT_REASONS = frozenset({Reason.INTERNAL, Reason.WORKER_DIED, Reason.WRONG_HASH, Reason.CALL_MISMATCH, Reason.TIME_LIMIT})
 OUR_REASONS = frozenset({Reason.BUDGET, Reason.CANCELLED})
+# Faults that a model can cause at an honest provider: they say nothing about other models there.
+MODEL_REASONS = frozenset({Reason.WORKER_DIED, Reason.TIME_LIMIT, Reason.MEMORY, Reason.OUTPUT_TOO_LARGE, Reason.TOO_SLOW})
 GONE_REASONS = frozenset({Reason.SHUTTING_DOWN, Reason.DUPLICATE_SESSION, Reason.IDLE})
 
 
@@ -80,9 +82,13 @@ def reason_of(error: Exception) -> Reason:
 
 @dataclass(frozen=True, slots=True)
 class Ban:
-    """A peer is not asked before `until` (monotonic seconds). repeats: bans of this cause in a row."""
+    """A peer is not asked before `until` (monotonic seconds). model: for which one, empty for all of this node's work.
+
+    repeats: bans of this cause in a row.
+    """
 
     peer: bytes
+    model: bytes
     cause: Cause
     reason: Reason
     until: float
@@ -94,11 +100,11 @@ class BanBook:
 
     def __init__(self, settings: JobSettings) -> None:
         self._settings = settings
-        self._bans: dict[tuple[bytes, Cause], Ban] = {}
+        self._bans: dict[tuple[bytes, bytes, Cause], Ban] = {}
 
-    def record(self, peer: bytes, error: Exception, now: float) -> Ban | None:
-        """Remember a failure. Gives the ban it caused; a bad input bans nobody."""
-        cause = cause_of(error)
+    def record(self, peer: bytes, model: bytes, error: Exception, now: float) -> Ban | None:
+        """Remember a failure with a model. Gives the ban it caused; a bad input bans nobody."""
+        cause, reason = cause_of(error), reason_of(error)
         first = {
             Cause.PROVIDER: self._settings.ban_fault_seconds,
             Cause.REFUSED: self._settings.ban_refused_seconds,
@@ -106,32 +112,39 @@ class BanBook:
         }.get(cause)
         if first is None:
             return None
-        old = self._bans.get((peer, cause))
+        scope = b""
+        if reason in MODEL_REASONS:
+            scope, first = model, self._settings.ban_model_seconds
+        key = (peer, scope, cause)
+        old = self._bans.get(key)
         if old is not None and now < old.until:
             return old  # One event fails every call under way; it is one failure.
-        self._bans.pop((peer, cause), None)
+        self._bans.pop(key, None)
         # A ban that ended long ago does not count as the same bad spell.
         repeats = 0 if old is None or now > old.until + self._settings.ban_seconds_max else old.repeats + 1
         seconds = min(first * 2.0 ** min(repeats, 20), self._settings.ban_seconds_max)
-        ban = Ban(peer, cause, reason_of(error), now + seconds, repeats)
-        self._bans[peer, cause] = ban
+        ban = self._bans[key] = Ban(peer, scope, cause, reason, now + seconds, repeats)
         while len(self._bans) > self._settings.bans_kept_max:
             del self._bans[next(iter(self._bans))]
         return ban
 
-    def forgive(self, peer: bytes) -> None:
-        """Forget a peer's bans after a success."""
-        for cause in Cause:
-            self._bans.pop((peer, cause), None)
+    def forgive(self, peer: bytes, model: bytes) -> None:
+        """Forget a peer's bans, those for this model and those for all, after a success with it."""
+        for key in self._keys(peer, model):
+            self._bans.pop(key, None)
 
-    def ban(self, peer: bytes, now: float) -> Ban | None:
-        """Give the ban that holds longest now, or None."""
-        standing = [ban for cause in Cause if (ban := self._bans.get((peer, cause))) is not None and ban.until > now]
+    def ban(self, peer: bytes, model: bytes, now: float) -> Ban | None:
+        """Give the ban that keeps a model from a peer longest now, or None."""
+        standing = [ban for key in self._keys(peer, model) if (ban := self._bans.get(key)) is not None and ban.until > now]
         return max(standing, key=lambda ban: ban.until, default=None)
 
     def next_end(self, now: float) -> float | None:
         """Give when the first standing ban ends, or None without one."""
         return min((ban.until for ban in self._bans.values() if ban.until > now), default=None)
+
+    @staticmethod
+    def _keys(peer: bytes, model: bytes) -> list[tuple[bytes, bytes, Cause]]:
+        return [(peer, scope, cause) for cause in Cause for scope in (b"", model)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,17 +19,20 @@ from p2pnode.jobs.batches import Finished
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.datasets import fingerprint, open_dataset
 from p2pnode.jobs.feeds import as_values, value_info
-from p2pnode.jobs.job_book import JobBook, map_key
+from p2pnode.jobs.item_book import ItemBook
+from p2pnode.jobs.job_book import JobBook, map_key, stored_key
 from p2pnode.jobs.map_runs import MapRun
-from p2pnode.jobs.outputs import claim_parts, output_kind
+from p2pnode.jobs.outputs import claim_parts, output_kind, owns_parts, release_parts
 from p2pnode.jobs.progress import past_progress
+from p2pnode.jobs.recalls import Recalls
 from p2pnode.jobs.retries import Cause, cause_of, reason_of
 from p2pnode.jobs.sessions import Answer, Local, ModelView, Session
 from p2pnode.jobs.settings import JobSettings
-from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec, Terms
+from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec, Terms, decode_map_spec
 from p2pnode.jobs.suppliers import Suppliers, input_shapes
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import EndReason, Reason
+from p2pnode.store import jobs as rows
 from p2pnode.wire.tensors import decode_values, encode_values
 from p2pnode.work.calls import WorkRequest
 
@@ -69,14 +72,20 @@ class JobService:
         self.book = JobBook(environment)
         self._nursery: trio.Nursery | None = None
         self._maps: dict[bytes, MapRun] = {}
+        self._recalls: dict[bytes, Recalls] = {}
         self._sessions: dict[bytes, Session] = {}
         self._sequence = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry background work until cancelled. Jobs left by a crash are reported as such; maps go on when asked again."""
+        """Carry background work until cancelled. What a crash left is reported, or decided at once; maps go on when asked."""
         await self.book.repair()
+        for row in await self.book.unfinished():
+            if row.kind == "map" and (placed := await self.book.placed(row.id)):
+                self._recalls[row.id] = self._recalled(row, placed)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            for recalls in list(self._recalls.values()):
+                nursery.start_soon(self._decide, recalls)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -168,19 +177,31 @@ class JobService:
         key = map_key(spec, model.model_id, fingerprint(Path(spec.data)))
         stands = await self._environment.executor.run(os.path.exists, spec.output)
         job, row, spent = await self.book.map_row(spec, model.model_id, key, dataset.items, frozenset(self._maps), stands)
-        if job in self._maps or row.state == "ended":
+        if row.state == "ended":
+            await elsewhere(release_parts, Path(spec.output), key)
             return job
-        claim_parts(Path(spec.output), key)
+        await self._clear_place(job, Path(spec.output))
         past, promised = await self.book.money(job)
-        run = MapRun(
-            self._environment, self._settings, self.suppliers, job, spec, model.model_id, dataset, kind,
-            Budget(spec.terms.max_total, spent + past, promised), self._local(model.model_id, spec.terms),
-        )  # fmt: skip
+        if job in self._maps:
+            return job
         if self._nursery is None:
             raise InputError("the job service does not run")
-        self._maps[job] = run
-        self._nursery.start_soon(self._carry, job, run)
+        claim_parts(Path(spec.output), key)
+        items = ItemBook(self._environment, job, Path(spec.output), spec.outputs)
+        run = self._maps[job] = MapRun(
+            self._environment, self._settings, self.suppliers, items, spec, model.model_id, dataset, kind,
+            Budget(spec.terms.max_total, spent + past, promised), self._local(model.model_id, spec.terms), self._recalls.get(job),
+        )  # fmt: skip
+        self._nursery.start_soon(self._carry, run, key)
         return job
+
+    async def _clear_place(self, job: bytes, output: Path) -> None:
+        """Make sure that nobody else writes parts where this map's will lie. Raises InputError."""
+        if any(run.items.output == output for other, run in self._maps.items() if other != job):
+            raise InputError(f"another map writes {output} now; `p2pnode job list` shows it")
+        for other, recalls in list(self._recalls.items()):
+            if other != job and recalls.items.output == output:
+                await recalls.stop()
 
     async def events(self, job: bytes) -> AsyncIterator[dict[str, Any]]:
         """Give a map's progress each time it changed (at most ten times a second), the last time when it has ended."""
@@ -327,16 +348,47 @@ class JobService:
             end_reason=EndReason.COMPLETED,
         )
 
-    async def _carry(self, job: bytes, run: MapRun) -> None:
+    async def _carry(self, run: MapRun, key: bytes) -> None:
         try:
             finished = await run.run()
         except P2PNodeError as error:
             finished = run.finished = Finished(EndReason.FAILED, reason_of(error), str(error))
         reason = f"{finished.reason.value}: " if finished.reason else ""
-        await self.book.end(job, finished.end, f"{reason}{finished.detail}".rstrip(": "))
-        self._maps.pop(job, None)
+        await self.book.end(run.job, finished.end, f"{reason}{finished.detail}".rstrip(": "))
+        if finished.end is EndReason.COMPLETED:
+            # Only now: a map killed with its parts gone and its end not written would be done, and paid for, again.
+            await self._environment.executor.run(release_parts, run.items.output, key)
+        self._maps.pop(run.job, None)
         run.ended.set()
         run.tell()
+
+    # --- what an earlier process had under way ------------------------------------------------------------------------
+
+    def _recalled(self, row: rows.JobRow, placed: Sequence[rows.ItemRow]) -> Recalls:
+        try:
+            spec = decode_map_spec(row.spec)
+        except InputError:
+            spec = MapSpec("", "", "")  # its data does not fit the job then, so its calls are given up
+
+        async def read(position: int) -> Mapping[str, Any]:
+            try:
+                model = await self.model(id_text(MODEL, row.model_id))
+                batch = spec.batch or self._settings.rows_per_item
+                dataset = await self._environment.executor.run(open_dataset, Path(spec.data), model.inputs, batch)
+                return await self._environment.executor.run(dataset.read, position)
+            except (WorkError, OSError) as error:
+                raise InputError(f"the inputs cannot be read again: {error}") from error
+
+        async def can_store() -> bool:
+            key = await self._environment.executor.run(stored_key, spec, row.model_id, row.id)
+            return key is not None and await self._environment.executor.run(owns_parts, Path(spec.output), key)
+
+        items = ItemBook(self._environment, row.id, Path(spec.output), spec.outputs)
+        return Recalls(self._environment, self._settings, self._market.agreement, items, placed, read, can_store)
+
+    async def _decide(self, recalls: Recalls) -> None:
+        await recalls.run()
+        self._recalls.pop(recalls.items.job, None)
 
 
 def end_of(error: Exception) -> EndReason:

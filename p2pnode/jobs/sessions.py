@@ -5,6 +5,7 @@ do at once (no agreement yet, a larger shape, a lost provider) `call` does: quot
 end, where the terms allow it, this node's own sandbox.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import trio
 
 from p2pnode.environment import Environment
-from p2pnode.errors import P2PNodeError, PeerError, Refused, TooSlow, WorkError
+from p2pnode.errors import P2PNodeError, PeerError, Refused, TooSlow, Unreachable, WorkError
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.feeds import ValueInfo, as_values
 from p2pnode.jobs.placement import Candidate
@@ -22,6 +23,7 @@ from p2pnode.jobs.suppliers import RecentCall, Shapes, Suppliers, Supply, grown_
 from p2pnode.reasons import EndReason, Reason
 
 OnAnswer = Callable[["Answer | P2PNodeError"], None]
+_LOST_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Session:
         self._is_single = is_single
         self.job = job
         self._supplies: list[Supply] = []
+        # Calls whose link broke under them, by what they asked: who asks the same again may have their answers.
+        self._lost: OrderedDict[tuple[bytes, tuple[str, ...]], _Lost] = OrderedDict()
         self._ordering = trio.Lock()
         self._closed = False
         self.waits_for: Reason | None = None
@@ -107,6 +111,8 @@ class Session:
         supply, attempts = self._covering(shapes), None
         while True:
             try:
+                if self._lost and (answer := await self._recalled(values, outputs)) is not None:
+                    return answer
                 if attempts is None and supply is not None and self.terms.deadline_seconds is None:
                     # The usual case: an agreement stands. Nothing is prepared for a failure before there is one.
                     return await self._through(supply, values, outputs, started + settings.run_seconds)
@@ -168,6 +174,60 @@ class Session:
             raise box[0]
         return box[0]
 
+    async def _recalled(self, values: Mapping[str, Any], outputs: Sequence[str]) -> Answer | None:
+        """Ask again for a call whose link broke, if its provider is back soon. None: it costs nothing, or nobody can know.
+
+        Raises P2PNodeError for a call that the provider refuses after all.
+        """
+        lost = self._take_lost(values, outputs)
+        if lost is None or not lost.supply.agreement.hold(lost.number):
+            return None
+        supply, agreement, started, is_held = lost.supply, lost.supply.agreement, self._clock.monotonic(), True
+        supply.in_flight += 1
+        try:
+            if not await self._is_back(agreement):
+                return None
+            result = await self._suppliers.again(supply, values, outputs, self.terms, lost.number)
+            agreement.confirm(lost.number)
+            is_held = False
+        except Unreachable:
+            self._keep_lost(supply, lost.number, values, outputs)
+            raise
+        finally:
+            supply.in_flight -= 1
+            if is_held:
+                agreement.give_up(lost.number)
+        supply.failed = not agreement.is_open
+        self.waits_for = None
+        return self._answered(supply, result, self._clock.monotonic() - started, values_bytes(values))
+
+    async def _is_back(self, agreement: Any) -> bool:
+        until = self._clock.monotonic() + self._suppliers.settings.back_seconds
+        while agreement.end_reason is None and self._clock.monotonic() < until:
+            if agreement.is_connected:
+                return True
+            await trio.sleep(0.02)
+        return False
+
+    def _keep_lost(self, supply: Supply, number: int, values: Mapping[str, Any], outputs: Sequence[str]) -> None:
+        if supply.agreement.end_reason is None:
+            key = supply.agreement.described(values)[0], tuple(outputs)
+            self._lost[key] = _Lost(supply, number, self._clock.monotonic())
+            while len(self._lost) > _LOST_MAX:
+                self._lost.popitem(last=False)
+
+    def _take_lost(self, values: Mapping[str, Any], outputs: Sequence[str]) -> "_Lost | None":
+        oldest = self._clock.monotonic() - self._suppliers.settings.back_seconds
+        while self._lost and next(iter(self._lost.values())).since < oldest:
+            self._lost.popitem(last=False)
+        if not self._lost:
+            return None
+        try:
+            input_hash = next(iter(self._lost.values())).supply.agreement.described(values)[0]
+        except Refused:
+            return None  # a shape beyond the quote was not under way on this agreement
+        return self._lost.pop((input_hash, tuple(outputs)), None)
+
     def _covering(self, shapes: Shapes) -> Supply | None:
         best = None
         for supply in self._supplies:
@@ -218,29 +278,37 @@ class Session:
     async def _drop(self, supplies: Sequence[Supply], reason: EndReason) -> None:
         for supply in supplies:
             self._supplies.remove(supply)
-            await self._close(supply, reason)
+            await self._close(supply, reason, is_urgent=True)
 
-    async def _close(self, supply: Supply, reason: EndReason) -> None:
-        paid = await self._suppliers.close(supply, reason)
+    async def _close(self, supply: Supply, reason: EndReason, is_urgent: bool = False) -> None:
+        paid = await self._suppliers.close(supply, reason, is_urgent=is_urgent)
         self.budget.settle(supply.id, min(paid, self.budget.reserved_for(supply.id)))
 
     def _send(self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], on_answer: OnAnswer) -> Any:
         supply.in_flight += 1
         sent = values_bytes(values)
         started = self._clock.monotonic()
+        ticket: Any = None
 
         def done(result: Any) -> None:
             supply.in_flight -= 1
-            if isinstance(result, P2PNodeError):
-                on_answer(self._broken(supply, result))
+            if not isinstance(result, P2PNodeError):
+                on_answer(self._answered(supply, result, self._clock.monotonic() - started, sent))
                 return
-            seconds = self._clock.monotonic() - started
-            self._suppliers.succeeded(supply.peer, self.model_id, seconds)
-            received = len(result.payload)
-            self._suppliers.recent.append(RecentCall(self.model_id, supply.peer, result.amount, seconds, sent, received))
-            on_answer(Answer(result.outputs, supply.peer, result.amount, seconds, sent, received, supply.id, result.number))
+            if isinstance(result, Unreachable) and ticket is not None:
+                # Paid if it was executed, unless who asks again fetches it first: see `_recalled`.
+                supply.agreement.give_up(ticket.number)
+                self._keep_lost(supply, ticket.number, values, outputs)
+            on_answer(self._broken(supply, result))
 
-        return self._suppliers.send(supply, values, outputs, self.terms, done)
+        ticket = self._suppliers.send(supply, values, outputs, self.terms, done)
+        return ticket
+
+    def _answered(self, supply: Supply, result: Any, seconds: float, sent: int) -> Answer:
+        self._suppliers.succeeded(supply.peer, self.model_id, seconds)
+        received = len(result.payload)
+        self._suppliers.recent.append(RecentCall(self.model_id, supply.peer, result.amount, seconds, sent, received))
+        return Answer(result.outputs, supply.peer, result.amount, seconds, sent, received, supply.id, result.number)
 
     def _broken(self, supply: Supply, error: P2PNodeError) -> P2PNodeError:
         reason = getattr(error, "reason", None)
@@ -261,6 +329,15 @@ class Session:
         started = self._clock.monotonic()
         result = await self._local(values, outputs)
         return Answer(result, b"", 0, self._clock.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """A call whose link broke under it, and when."""
+
+    supply: Supply
+    number: int
+    since: float
 
 
 def is_worth_another_try(error: Exception) -> bool:

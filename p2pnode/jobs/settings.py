@@ -19,6 +19,9 @@ class JobSettings:
     run_seconds: float = 120.0
     return_seconds: float = 60.0
     close_seconds: float = 10.0
+    # How long a session waits for a provider whose link broke under a call before it asks somebody else: what was executed
+    # is then fetched instead of being paid twice. A link that merely broke is back within one.
+    back_seconds: float = 3.0
 
     attempts_max: int = 6
     backoff_first_seconds: float = 0.1
@@ -26,8 +29,11 @@ class JobSettings:
     backoff_jitter: float = 0.5
     retry_total_seconds: float = 180.0
 
-    # Petals bans for 15 s after a fault; a fault here may be a crash and restart, so it doubles from there.
+    # Petals bans for 15 s after a fault; a fault here may be a crash and restart, so it doubles from there. A fault that the
+    # model may have caused (its worker died, its time was over) bans the provider for that model alone, and is worth a second
+    # try soon: it may be the only provider there is.
     ban_fault_seconds: float = 15.0
+    ban_model_seconds: float = 1.0
     ban_refused_seconds: float = 5.0
     ban_unreachable_seconds: float = 5.0
     ban_seconds_max: float = 3600.0

@@ -64,7 +64,6 @@ class Supply:
     amount_max: int
     in_flight: int = 0
     failed: bool = False
-    is_adopted: bool = False
 
     @property
     def id(self) -> bytes:
@@ -169,18 +168,30 @@ class Suppliers:
         record.latencies.add(seconds)
         record.accepted += 1.0
         if record.failed:
-            self.bans.forgive(peer)
+            self.bans.forgive(peer, model_id)
             record.failed *= 0.9
 
+    def records(self) -> dict[bytes, History]:
+        """Give peer -> what was seen of it over all models: counts added up, latencies of the model used last."""
+        found: dict[bytes, History] = {}
+        for (peer, _), record in self._histories.items():
+            total = found.get(peer)
+            if total is None:
+                total = found[peer] = History(record.latencies)
+            total.latencies = record.latencies
+            total.accepted += record.accepted
+            total.failed += record.failed
+        return found
+
     def failed(self, peer: bytes, model_id: bytes, error: Exception) -> None:
-        """Record a failure: the reason is counted and the peer may be banned for a while."""
+        """Record a failure: the reason is counted and the peer may be banned for a while, for this model or altogether."""
         self.refusals[reason_of(error).value] += 1
-        if self.bans.record(peer, error, self._environment.clock.monotonic()) is not None:
+        if self.bans.record(peer, model_id, error, self._environment.clock.monotonic()) is not None:
             self.history(peer, model_id).failed += 1.0
 
-    def is_banned(self, peer: bytes) -> bool:
-        """Say whether a peer is not to be asked now."""
-        return self.bans.ban(peer, self._environment.clock.monotonic()) is not None
+    def is_banned(self, peer: bytes, model_id: bytes = b"") -> bool:
+        """Say whether a peer is not to be asked for this model, or without one for anything, now."""
+        return self.bans.ban(peer, model_id, self._environment.clock.monotonic()) is not None
 
     def anybody(self) -> bool:
         """Say whether any peer is connected at all."""
@@ -189,17 +200,19 @@ class Suppliers:
     async def place(
         self, model_id: bytes, shapes: Shapes, terms: Terms, exclude: frozenset[bytes] = frozenset(), actual: Shapes = ()
     ) -> Placement:
-        """Ask the linked providers for quotes up to `shapes` and rank them by the price of one call of the `actual` ones.
+        """Ask providers for quotes up to `shapes` and rank them by the price of one call of the `actual` ones.
 
-        Cancelling leaves nothing behind.
+        Asked are linked ones and, where offers are known of others, the cheapest of those. Cancelling leaves nothing behind
+        but links.
         """
+        await self._reach(terms, exclude)
         await self._somebody(terms)
         now = self._environment.clock.monotonic()
         rejected: list[Rejected] = []
         asked: list[tuple[bytes, Any]] = []
         for peer, link in sorted(self._links().items()):
             refusal = is_wanted(peer, terms)
-            ban = self.bans.ban(peer, now)
+            ban = self.bans.ban(peer, model_id, now)
             if refusal is None and peer in self.settings.providers_deny:
                 refusal = Rejected(peer, Reason.DENIED, "on this node's deny list (client.providers_deny)")
             if refusal is None and peer in exclude:
@@ -216,6 +229,19 @@ class Suppliers:
         for refusal in rejected:
             self.refusals[refusal.reason.value] += 1
         return place(candidates, terms, self.settings.latency_weight, rejected)
+
+    async def _reach(self, terms: Terms, exclude: frozenset[bytes]) -> None:
+        """Open links to the most promising providers among those whose offers are known."""
+
+        def may_be_asked(peer: bytes) -> bool:
+            return (
+                is_wanted(peer, terms) is None
+                and peer not in exclude
+                and peer not in self.settings.providers_deny
+                and not self.is_banned(peer)
+            )
+
+        await self._market.finding.links(self._links(), terms.numeric_class, may_be_asked, self.settings.quotes_max)
 
     async def _somebody(self, terms: Terms) -> None:
         """Wait, within the match deadline, until a wanted peer is connected: a node that just started knows nobody yet."""
@@ -269,25 +295,22 @@ class Suppliers:
             return Supply(candidate.peer, agreement, {item.name: tuple(item.shape) for item in shapes}, amount_max)
         raise TooSlow("the provider did not answer the order in time")
 
-    async def adopt(self, agreement_id: bytes) -> Supply | None:
-        """Take up an agreement that stood before a restart, or None when it ended."""
-        agreement = self._market.agreement(agreement_id)
-        if agreement is None or not agreement.is_open:
-            return None
-        limits = {item.name: tuple(item.shape) for item in agreement.terms.quote.shapes}
-        return Supply(agreement.peer, agreement, limits, agreement.terms.amount_max, is_adopted=True)
+    def agreement(self, agreement_id: bytes) -> Any:
+        """Give a standing agreement by id, one of an earlier process too, or None when it has ended."""
+        return self._market.agreement(agreement_id)
 
-    async def close(self, supply: Supply, reason: EndReason) -> int:
+    async def close(self, supply: Supply, reason: EndReason, *, is_urgent: bool = False) -> int:
         """End an agreement and give what it has cost, micro-credits: what is paid, and what may still have to be.
 
-        Bounded in time: beyond it the agreement's own task goes on with the last receipt and cheque.
+        Bounded in time: beyond it the agreement's own task goes on with the last receipt and cheque. is_urgent: a provider that
+        is not connected is not waited for at all.
         """
-        with trio.move_on_after(self.settings.close_seconds):
+        has_time = supply.agreement.is_connected or not is_urgent
+        with trio.move_on_after(self.settings.close_seconds if has_time else 0):
             await supply.agreement.close(reason)
         if supply.agreement.end_reason is not None:
             return int(supply.agreement.spent)
-        # Not over yet. Of an agreement from before a restart, calls that are forgotten here may still be charged.
-        return supply.amount_max if supply.is_adopted else supply.charged
+        return supply.charged
 
     def send(
         self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], terms: Terms, on_answer: Callable[[Any], None]
@@ -305,9 +328,16 @@ class Suppliers:
         """Make one call whose output is not paid before `confirm`. Raises PeerError."""
         return await supply.agreement.call(values, outputs, terms.priority, self.settings.run_seconds, number=number, hold=True)
 
+    async def again(self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], terms: Terms, number: int) -> Any:
+        """Ask for the answer of a held call whose link broke; executed before, it is not charged again. Raises PeerError."""
+        return await supply.agreement.call(
+            values, outputs, terms.priority, self.settings.run_seconds, number=number, hold=True, keep=False
+        )
+
     def _promising(self, asked: list[tuple[bytes, Any]], model_id: bytes, rejected: list[Rejected]) -> list[tuple[bytes, Any]]:
-        """The peers worth asking: known good ones first, at most quotes_max."""
-        ordered = sorted(asked, key=lambda entry: (-self._standing(entry[0], model_id), entry[0]))
+        """The peers worth asking: known good ones first, then those that list a low price, at most quotes_max."""
+        price = self._market.finding.price_hint
+        ordered = sorted(asked, key=lambda entry: (-self._standing(entry[0], model_id), price(entry[0]), entry[0]))
         for peer, _ in ordered[self.settings.quotes_max :]:
             rejected.append(Rejected(peer, Reason.BUSY, f"only {self.settings.quotes_max} providers are asked at once"))
         return ordered[: self.settings.quotes_max]

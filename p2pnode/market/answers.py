@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from p2pnode.environment import Buffer
-from p2pnode.errors import P2PNodeError
-from p2pnode.wire.messages.work import Call, FetchResult, ValueHeader
-from p2pnode.wire.tensors import Value
+from p2pnode.errors import P2PNodeError, ProtocolViolation
+from p2pnode.reasons import Reason
+from p2pnode.wire.messages.work import Call, CallResult, FetchResult, ValueHeader
+from p2pnode.wire.tensors import Value, values_hash
 
 if TYPE_CHECKING:
     from p2pnode.market.buying import ClientAgreement
@@ -67,3 +68,13 @@ class OutgoingCall:
     def cancel(self) -> None:
         """Give the call up: `on_answer` will not run. If the provider has executed it by then, it is paid all the same."""
         self._agreement.cancel(self)
+
+
+def open_result(reply: Any) -> tuple[CallResult, memoryview]:
+    """Give a reply's result and the bytes of its outputs. Raises ProtocolViolation when they are not what is to be receipted."""
+    result, payload = reply.message, reply.attachment
+    if type(result) is not CallResult:
+        raise ProtocolViolation(Reason.WRONG_TYPE, "a call is answered with its result")
+    if values_hash(result.outputs, payload) != result.output_hash:
+        raise ProtocolViolation(Reason.WRONG_HASH, "the outputs do not have the hash that is to be receipted")
+    return result, payload

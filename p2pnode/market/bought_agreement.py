@@ -5,7 +5,7 @@ with the client's own input hashes, the output hashes of the answers it holds, a
 gives. `may_send` and the methods of `calls` are the hot path and plain methods; everything else is an event.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -45,7 +45,8 @@ from p2pnode.wire.messages.market import AgreementState, Cheque, Leaf, Receipt
 class BoughtProgress:
     """What survives a restart: totals of the cheques issued, and the first call number of this run.
 
-    awaited: numbers of calls whose outputs a job lacks and will ask for when it goes on.
+    recalled: (number, input hash, amount) of calls whose outputs a job lacks. None of them is paid before the job has the
+    output or has given it up, however long that takes.
     """
 
     paid: int = 0
@@ -53,7 +54,7 @@ class BoughtProgress:
     last_receipt: bytes = b""
     first_number: int = 0
     is_restart: bool = False
-    awaited: frozenset[int] = frozenset()
+    recalled: Sequence[tuple[int, bytes, int]] = ()
 
 
 @dataclass(slots=True)
@@ -98,9 +99,9 @@ class BoughtAgreement:
         restart = progress.is_restart and pays_forgotten
         self._forgotten_amount = terms.order.slice_amount if restart else -1
         self._forgotten_calls = terms.order.slice_calls if restart else 0
-        self._awaited = set(progress.awaited)
-        self._deferred: set[int] = set()
-        self._awaits_until = now.seconds + patience_seconds / 2
+        for number, input_hash, amount in progress.recalled:
+            self.calls.recall(number, input_hash, amount)
+        self._disclaimed: set[int] = set()
         self._chain = chain
         self._patience = patience_seconds
         self._away_seconds = away_seconds
@@ -147,8 +148,6 @@ class BoughtAgreement:
             for pending in self._receipts.values()
             if pending.since + self._patience / 2 > self._seen
         ]
-        if self._awaited and self._receipts and self._awaits_until > self._seen:
-            waits.append(self._awaits_until)
         return min([end, *waits])
 
     def handle(self, event: Event, now: Now) -> list[Effect]:
@@ -181,14 +180,11 @@ class BoughtAgreement:
                 pass
         return effects + self._pay(now)
 
-    def recall(self, number: int, input_hash: bytes, amount: int) -> None:
-        """Take up a call from before a restart: it is not paid before its output is held."""
-        self._awaited.discard(number)
-        self.calls.recall(number, input_hash, amount)
-
-    def expect(self, numbers: Iterable[int]) -> None:
-        """Await only these of the calls from before a restart; the others may be paid without their outputs."""
-        self._awaited.intersection_update(numbers)
+    def disclaimed(self, number: int) -> None:
+        """Note that the provider says it does not know a call: it costs nothing, and no later receipt may charge it."""
+        self.calls.disclaimed(number)
+        if number < self._first_number:
+            self._disclaimed.add(number)
 
     def abandon(self, reason: EndReason) -> list[Effect]:
         """End at once, for example because the provider broke the agreement; nothing more is paid."""
@@ -271,7 +267,7 @@ class BoughtAgreement:
                 return effects
             if pending.leaves is not None and self._lacks_outputs(pending, pending.leaves, calls, now):
                 return effects
-            if any(call is not None and call.is_held for call in calls) or self._is_awaited(pending, now):
+            if any(call is not None and call.is_held for call in calls):
                 return effects
             own = [self._leaf(call, position, pending) for position, call in enumerate(calls)]
             check_leaves(own, receipt.root, receipt.amount)
@@ -313,10 +309,7 @@ class BoughtAgreement:
                 continue
             call = self.calls.by_number.get(leaf.number)
             if call is None:
-                if leaf.number in self._awaited:
-                    self._deferred.add(leaf.number)
-                else:
-                    forgotten.append(leaf)
+                forgotten.append(leaf)
             elif call.input_hash != leaf.input_hash or call.amount != leaf.amount:
                 raise ProtocolViolation(Reason.RECEIPT_MISMATCH, f"call {leaf.number} had another input or price")
             elif not (call.is_held or call.is_flying or call.is_given_up or call.is_denied):
@@ -325,23 +318,13 @@ class BoughtAgreement:
         pending.leaves = leaves
         return [FetchOutputs(tuple(wanted))] if wanted else []
 
-    def _is_awaited(self, pending: _PendingReceipt, now: Now) -> bool:
-        """Say whether a job may still ask for a call of this slice; when the time for that is over it is forgotten."""
-        leaves = [leaf for leaf in pending.leaves or () if leaf.number in self._deferred]
-        left = [leaf for leaf in leaves if leaf.number not in self.calls.by_number]
-        if now.seconds < self._awaits_until and any(leaf.number in self._awaited for leaf in left):
-            return True
-        self._deferred.difference_update(leaf.number for leaf in leaves)
-        self._accept_forgotten(left)
-        return False
-
     def _accept_forgotten(self, leaves: list[Leaf]) -> None:
         """Accept calls from before a crash, at most one slice in all; whoever crashed pays for it."""
         if not leaves:
             return
         self._forgotten_amount -= sum(leaf.amount for leaf in leaves)
         self._forgotten_calls -= len(leaves)
-        is_old = all(leaf.number < self._first_number for leaf in leaves)
+        is_old = all(leaf.number < self._first_number and leaf.number not in self._disclaimed for leaf in leaves)
         if not is_old or self._forgotten_amount < 0 or self._forgotten_calls < 0:
             raise ProtocolViolation(Reason.RECEIPT_MISMATCH, "the receipt charges calls that were not made")
 

@@ -16,8 +16,9 @@ class BoughtCall:
     """One call that this client made.
 
     is_flying: a reply may still come on this link. is_held: its output is not safe with the caller yet, so no cheque covers
-    it. is_denied: the provider charges it and no longer has its answer; sending it again would help. is_given_up: the caller
-    cancelled it, so it is paid without its answer if it was executed by then.
+    it. is_charged: the provider has said so; a later refusal does not change that. is_denied: the provider charges it and no
+    longer has its answer; sending it again would help. is_given_up: the caller cancelled it, so it is paid without its answer
+    if it was executed by then.
     """
 
     number: int
@@ -28,6 +29,7 @@ class BoughtCall:
     output_hash: bytes = b""
     is_flying: bool = True
     is_held: bool = False
+    is_charged: bool = False
     is_denied: bool = False
     is_given_up: bool = False
 
@@ -53,6 +55,11 @@ class BoughtCalls:
         self._unsent: dict[int, tuple[int, int, int]] = {}
         self._unsent_amount = self._unsent_calls = 0
 
+    def is_held(self, number: int) -> bool:
+        """Say whether a call's caller has still to say that its output is safe."""
+        call = self.by_number.get(number)
+        return call is not None and call.is_held
+
     def has_room(self, amount: int) -> bool:
         """Say whether one more call of this amount is within the slice now."""
         exposed = self.outstanding + self._unsent_amount + amount
@@ -75,10 +82,9 @@ class BoughtCalls:
             self.flying += 1
 
     def recall(self, number: int, input_hash: bytes, amount: int) -> None:
-        """Note a call from before a restart whose output the caller will ask for again; until then no cheque covers it."""
-        if number not in self.by_number:
-            self.by_number[number] = BoughtCall(number, input_hash, amount, is_flying=False, is_held=True)
-            self.outstanding += amount
+        """Note a call from before a restart whose output its caller lacks: no cheque covers it before the caller decides."""
+        self.by_number[number] = BoughtCall(number, input_hash, amount, is_flying=False, is_held=True)
+        self.outstanding += amount
 
     def fetching(self, number: int) -> None:
         """Note that a call's answer is being asked for again."""
@@ -102,13 +108,21 @@ class BoughtCalls:
         call.slice, call.position, call.output_hash = slice_number, position, output_hash
         self._land(call)
 
+    def disclaimed(self, number: int) -> None:
+        """Note that the provider does not know a call (any more): it costs nothing."""
+        call = self.by_number.get(number)
+        if call is not None:
+            call.is_charged = False
+            self.failed(number)
+
     def failed(self, number: int) -> None:
-        """Note that the provider refused a call, or does not know it: it costs nothing."""
+        """Note that the provider refused a call: it costs nothing, unless it was executed and charged before."""
         call = self.by_number.get(number)
         if call is None:
             return
         self._land(call)
-        if not call.is_answered:
+        call.is_denied = call.is_charged and not call.is_answered
+        if not (call.is_answered or call.is_charged):
             del self.by_number[number]
             self.outstanding -= call.amount
 
@@ -117,6 +131,7 @@ class BoughtCalls:
         call = self.by_number.get(number)
         if call is not None:
             self._land(call)
+            call.is_charged = True
             call.is_denied = not call.is_answered
 
     def give_up(self, number: int) -> None:
@@ -125,6 +140,14 @@ class BoughtCalls:
         if call is not None:
             self._land(call)
             call.is_given_up, call.is_held = True, False
+
+    def hold(self, number: int) -> bool:
+        """Take a call that was given up back, as long as it is open: no cheque covers it before its caller decides again."""
+        call = self.by_number.get(number)
+        if call is None:
+            return False
+        call.is_held, call.is_given_up = True, False
+        return True
 
     def lost(self, number: int) -> None:
         """Note that a call's fate is unknown because its link is lost: the provider may have executed it."""

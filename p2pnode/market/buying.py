@@ -6,14 +6,14 @@ link; while there is no link, calls wait and those under way fail as unreachable
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
 
 from p2pnode.errors import P2PNodeError, PeerError, ProtocolViolation, Refused, TooSlow, Unreachable
 from p2pnode.market.agreements import Phase, Terms
-from p2pnode.market.answers import CallAnswer, OnAnswer, OutgoingCall
+from p2pnode.market.answers import CallAnswer, OnAnswer, OutgoingCall, open_result
 from p2pnode.market.bought_agreement import BoughtProgress
 from p2pnode.market.cheques import HashChain
 from p2pnode.market.payments import Payments
@@ -25,6 +25,10 @@ from p2pnode.wire.tensors import Value, decode_values, encode_values, values_has
 
 _WAITING_MAX: Final = 65_536
 _GRACE_SECONDS: Final = 5.0
+# Answers to FetchResult which mean that a call is not charged, now or ever.
+_NOT_EXECUTED: Final = frozenset({Reason.UNKNOWN_CALL, Reason.CALL_MISMATCH, Reason.UNKNOWN_AGREEMENT, Reason.AGREEMENT_ENDED})
+# Refusals of a call that may come after it was executed: this node, or the provider's, had no room for the answer.
+_UNCLEAR: Final = frozenset({Reason.MEMORY, Reason.INTERNAL})
 
 
 class ClientAgreement:
@@ -75,38 +79,49 @@ class ClientAgreement:
         self._next_number = number + 1
         return number
 
-    def amount(self, inputs: Mapping[str, Value]) -> int:
-        """Give what a call with these inputs costs, micro-credits. Raises Refused(SHAPE_OVER_QUOTE)."""
-        return self._pricer.price(encode_values(inputs)[0])[0]
+    def described(self, inputs: Mapping[str, Value]) -> tuple[bytes, int]:
+        """Give the hash and the price of a call with these inputs: what has to be on disk with its number before it leaves.
 
-    def recall(self, number: int, inputs: Mapping[str, Value]) -> None:
-        """Name a call from before a restart whose answer will be asked for again, so that it is not paid before it is held."""
+        Raises Refused(SHAPE_OVER_QUOTE).
+        """
         headers, chunks, _ = encode_values(inputs)
-        self.machine.recall(number, values_hash(headers, chunks), self._pricer.price(headers)[0])
+        return values_hash(headers, chunks), self._pricer.price(headers)[0]
 
-    def expect(self, numbers: Iterable[int]) -> None:
-        """Say which calls from before a restart will be recalled; the others are paid without their answers."""
-        self.machine.expect(numbers)
-        self.payments.bell.ring()
+    async def fetch(self, number: int) -> CallAnswer:
+        """Ask for the answer of a call from before a restart, by its number alone; it is not paid before `confirm`.
+
+        Raises Refused: UNKNOWN_CALL (never executed, costs nothing), OUTPUT_GONE (`call` with the same number and inputs
+        executes it again without charge). Raises Unreachable when its fate is still open: ask again. ProtocolViolation.
+        """
+        known = self.machine.calls.by_number.get(number)
+        if known is None:
+            raise Refused(Reason.UNKNOWN_CALL, f"call {number} is not open here")
+        if self.payments.link is None or number in self._flying:
+            raise Unreachable("the provider is not connected")
+        self.machine.calls.sent(number, known.input_hash, known.amount, True)
+        message = FetchResult(self.id, number, known.input_hash)
+        return await self._wait(lambda on_answer: self._begin(OutgoingCall(self, message, (), known.amount, on_answer)), None)
 
     async def call(
-        self,
-        inputs: Mapping[str, Value],
-        outputs: Sequence[str] = (),
-        priority: int = 5,
-        timeout: float | None = None,
-        *,
-        number: int | None = None,
-        hold: bool = False,
-        keep: bool = True,
-    ) -> CallAnswer:
+        self, inputs: Mapping[str, Value], outputs: Sequence[str] = (), priority: int = 5, timeout: float | None = None, *,
+        number: int | None = None, hold: bool = False, keep: bool = True,
+    ) -> CallAnswer:  # fmt: skip
         """Run one inference and give its outputs.
 
         timeout: seconds for the provider's run, and with a grace for the whole. number: from `next_number`; the same number
         with the same inputs asks again for the same answer, which is not paid twice. hold: no cheque covers the call
-        before `confirm(number)`. keep: the provider keeps the output until the cheque. Cancelled: the call is given up.
+        before `confirm(number)` or `give_up(number)`. keep: the provider keeps the output until the cheque. Cancelled: the
+        call is given up, unless it is held.
         Raises Refused, Unreachable (repeat with the same number), TooSlow, ProtocolViolation.
         """
+        return await self._wait(
+            lambda on_answer: self.call_nowait(
+                inputs, outputs, priority, timeout, on_answer=on_answer, number=number, hold=hold, keep=keep
+            ),
+            timeout,
+        )
+
+    async def _wait(self, start: Callable[[OnAnswer], OutgoingCall], timeout: float | None) -> CallAnswer:
         done = trio.Event()
         result: list[CallAnswer | P2PNodeError] = []
 
@@ -114,7 +129,7 @@ class ClientAgreement:
             result.append(answer)
             done.set()
 
-        outgoing = self.call_nowait(inputs, outputs, priority, timeout, on_answer=on_answer, number=number, hold=hold, keep=keep)
+        outgoing = start(on_answer)
         limit = float("inf") if timeout is None else timeout + _GRACE_SECONDS
         try:
             with trio.move_on_after(limit):
@@ -130,17 +145,9 @@ class ClientAgreement:
         raise answer
 
     def call_nowait(
-        self,
-        inputs: Mapping[str, Value],
-        outputs: Sequence[str] = (),
-        priority: int = 5,
-        timeout: float | None = None,
-        *,
-        on_answer: OnAnswer,
-        number: int | None = None,
-        hold: bool = False,
-        keep: bool = True,
-    ) -> OutgoingCall:
+        self, inputs: Mapping[str, Value], outputs: Sequence[str] = (), priority: int = 5, timeout: float | None = None, *,
+        on_answer: OnAnswer, number: int | None = None, hold: bool = False, keep: bool = True,
+    ) -> OutgoingCall:  # fmt: skip
         """Send one call, or queue it for the next cheque; `on_answer` runs once in the event loop, with answer or error.
 
         The inputs' arrays must not change until then. Raises Refused at once for a shape over the quote, a spent budget, an
@@ -161,8 +168,7 @@ class ClientAgreement:
         outgoing = OutgoingCall(self, message, chunks, amount, on_answer)
         if number in self._flying:
             raise Refused(Reason.ALREADY_USED, f"call {number} is under way")
-        known = self.machine.calls.by_number.get(number)
-        if known is not None or number < self.payments.first_number:
+        if number in self.machine.calls.by_number or number < self.payments.first_number:
             self._ask_again(outgoing, hold)
         else:
             self._send_or_wait(outgoing, hold)
@@ -174,6 +180,10 @@ class ClientAgreement:
         if self.machine.is_waiting:
             self.payments.bell.ring()
 
+    def hold(self, number: int) -> bool:
+        """Take a call back that was given up, to ask for it again; False when it is paid, or costs nothing, by now."""
+        return self.machine.calls.hold(number)
+
     def give_up(self, number: int) -> None:
         """Say that a held call's output is not wanted any more: it is paid all the same if it was executed."""
         self.machine.calls.give_up(number)
@@ -184,13 +194,17 @@ class ClientAgreement:
         if outgoing.is_over:
             return
         outgoing.is_over = True
-        if outgoing.request >= 0:
-            outgoing.link.cancel(outgoing.request)
-            self._flying.pop(outgoing.number, None)
-            self.machine.calls.give_up(outgoing.number)
-            self.payments.settle_lost(outgoing.number)
-        else:
+        number = outgoing.number
+        if outgoing.request < 0:
             self._waiting.remove(outgoing)
+            self.payments.held.discard(number)
+            return
+        outgoing.link.cancel(outgoing.request)
+        self._flying.pop(number, None)
+        if self.machine.calls.is_held(number):
+            self.machine.calls.lost(number)  # whoever holds it decides: ask again, or give it up
+        else:
+            self.give_up(number)
 
     async def receipt(self, number: int) -> bytes:
         """Wait until a call is covered by a receipt and cheque, and give its `.receipt` bundle.
@@ -205,6 +219,10 @@ class ClientAgreement:
         Bounded by the settings' patience. Cancelled: the end goes on in the agreement's own task.
         """
         return await self.payments.close(reason)
+
+    async def ended(self) -> EndReason:
+        """Wait until it has ended and that is saved, and say how."""
+        return await self.payments.ended()
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
@@ -248,6 +266,10 @@ class ClientAgreement:
 
         outgoing.on_answer = on_answer
         self._transmit(outgoing)
+
+    def _begin(self, outgoing: OutgoingCall) -> OutgoingCall:
+        self._transmit(outgoing)
+        return outgoing
 
     def _transmit(self, outgoing: OutgoingCall) -> None:
         number = outgoing.message.number
@@ -306,10 +328,10 @@ class ClientAgreement:
             if isinstance(reply, PeerError):
                 raise reply
             answer = self._check(outgoing, reply)
-        except Refused as error:
-            (machine.calls.gone if error.reason is Reason.OUTPUT_GONE else machine.calls.failed)(number)
-            is_early = error.reason is Reason.CREDIT and bool(machine.calls.by_number)
-            if type(outgoing.message) is Call and (is_early or error.reason is Reason.TOO_MANY_REQUESTS):
+        except Refused as refusal:
+            error = self._note_refusal(number, type(outgoing.message) is FetchResult, refusal)
+            is_early = refusal.reason is Reason.CREDIT and bool(machine.calls.by_number)
+            if type(outgoing.message) is Call and (is_early or refusal.reason is Reason.TOO_MANY_REQUESTS):
                 # Our cheque is still on its way there, or the link is full: wait in our place in the queue.
                 outgoing.request = -1
                 self._held_back, self._crowded = is_early, not is_early
@@ -331,40 +353,43 @@ class ClientAgreement:
         if machine.is_waiting:
             self.payments.bell.ring()
 
+    def _note_refusal(self, number: int, is_fetch: bool, refusal: Refused) -> PeerError:
+        """Note what a refusal says of a call's fate; gives the error to pass on, Unreachable where its fate stays open."""
+        calls, reason = self.machine.calls, refusal.reason
+        if reason is Reason.OUTPUT_GONE:
+            calls.gone(number)
+        elif is_fetch and reason in _NOT_EXECUTED:
+            self.machine.disclaimed(number)
+        elif is_fetch:
+            calls.lost(number)
+            return Unreachable(f"the provider could not say what became of the call: {refusal}")
+        elif reason in _UNCLEAR:
+            calls.lost(number)
+            self.payments.settle_lost(number)
+        else:
+            calls.failed(number)
+        return refusal
+
     def _check(self, outgoing: OutgoingCall, reply: Any) -> CallAnswer:
-        result, payload = reply.message, reply.attachment
-        if type(result) is not CallResult:
-            raise ProtocolViolation(Reason.WRONG_TYPE, "a call is answered with its result")
-        if values_hash(result.outputs, payload) != result.output_hash:
-            raise ProtocolViolation(Reason.WRONG_HASH, "the outputs do not have the hash that is to be receipted")
-        values = decode_values(result.outputs, payload)
-        message = outgoing.message
-        self.machine.calls.answered(message.number, result.slice, result.position, result.output_hash, result.amount)
-        return CallAnswer(
-            values,
-            result.amount,
-            self.peer,
-            result.work_us / 1e6,
-            self.id,
-            message.number,
-            message.input_hash,
-            result.output_hash,
-            result.engine,
-            result.outputs,
-            payload,
-        )
+        result, payload = open_result(reply)
+        answer = CallAnswer(
+            decode_values(result.outputs, payload), result.amount, self.peer, result.work_us / 1e6, self.id, outgoing.number,
+            outgoing.message.input_hash, result.output_hash, result.engine, result.outputs, payload,
+        )  # fmt: skip
+        self._place(outgoing.number, result)
+        return answer
+
+    def _place(self, number: int, result: CallResult) -> None:
+        self.machine.calls.answered(number, result.slice, result.position, result.output_hash, result.amount)
 
     def take_fetched(self, number: int, reply: Any) -> None:
         """Take the answer to a fetch that nobody waits for: it only completes what a receipt is checked against."""
         try:
             if isinstance(reply, PeerError):
                 raise reply
-            result = reply.message
-            if type(result) is not CallResult or values_hash(result.outputs, reply.attachment) != result.output_hash:
-                raise ProtocolViolation(Reason.WRONG_HASH, "the outputs do not have the hash that is to be receipted")
-            self.machine.calls.answered(number, result.slice, result.position, result.output_hash, result.amount)
+            self._place(number, open_result(reply)[0])
         except Refused as error:
-            (self.machine.calls.gone if error.reason is Reason.OUTPUT_GONE else self.machine.calls.failed)(number)
+            self._note_refusal(number, True, error)
         except ProtocolViolation as error:
             self.machine.calls.lost(number)
             self.payments.broken(error)

@@ -35,7 +35,7 @@ from p2pnode.market.agreements import (
     StateArrived,
     Terms,
     Tick,
-)
+)  # fmt: skip
 from p2pnode.market.bell import Bell
 from p2pnode.market.bought_agreement import BoughtAgreement, BoughtProgress
 from p2pnode.market.cheques import HashChain
@@ -44,14 +44,7 @@ from p2pnode.market.way_back import PurchaseSurroundings, WayBack
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.wire.codec import decode
 from p2pnode.wire.envelope import decode_envelope, document_id, encode_envelope, open_envelope, seal
-from p2pnode.wire.messages.market import (
-    Document,
-    EndAgreement,
-    LeafList,
-    Receipt,
-    SliceReply,
-    SliceRequest,
-)
+from p2pnode.wire.messages.market import Document, EndAgreement, LeafList, Receipt, SliceReply, SliceRequest
 from p2pnode.wire.messages.session import Done
 from p2pnode.wire.messages.work import FetchResult
 
@@ -96,6 +89,7 @@ class Payments:
         self._lost: list[int] = []
         self._fetches: dict[int, tuple[Any, int]] = {}
         self._breach: P2PNodeError | None = None
+        self._is_over = False
         self._changed = trio.Event()
         if link is None:
             self._way.lost(self._now().seconds)
@@ -171,9 +165,13 @@ class Payments:
     async def close(self, reason: EndReason) -> EndReason:
         """See `ClientAgreement.close`."""
         self._happen(EndAsked(reason))
-        while self.machine.phase is not Phase.ENDED:
+        return await self.ended()
+
+    async def ended(self) -> EndReason:
+        """Wait until the agreement has ended and that is saved, and say how."""
+        while not self._is_over:
             await self._changed.wait()
-        return self.machine.end_reason or reason
+        return self.machine.end_reason or EndReason.COMPLETED
 
     async def receipt(self, number: int) -> bytes:
         """See `ClientAgreement.receipt`."""
@@ -374,6 +372,7 @@ class Payments:
         if self._breach is not None and link is not None:
             link.close(Reason.RECEIPT_MISMATCH)
         self._calls.fail_all(self._breach or Refused(Reason.AGREEMENT_ENDED, reason.value), is_ended=True)
+        self._is_over = True
         self._announce()
 
     # --- links --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,10 @@ class Pins:
         held[0] += 1
         link.pinned = True
 
+    def holds(self, link: Any) -> bool:
+        """Say whether any agreement stands on a link."""
+        return link in self._held
+
     def drop(self, link: Any) -> None:
         """One fewer does. Safe for a link that was not held."""
         held = self._held.get(link)

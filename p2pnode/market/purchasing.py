@@ -1,6 +1,7 @@
 """The buying side of a node: offers of others, quotes, orders, and the agreements that come of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
@@ -23,6 +24,8 @@ from p2pnode.market.pins import Pins
 from p2pnode.market.pricing import largest_amount
 from p2pnode.market.settings import MarketSettings
 from p2pnode.market.way_back import PurchaseSurroundings
+from p2pnode.market.withdrawals import REASON as WITHDRAWN
+from p2pnode.market.withdrawals import Withdrawals
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.wire.codec import decode
@@ -90,6 +93,7 @@ class Purchasing:
         self._models = models
         self._start = start
         self._ended = Bell()
+        self._withdrawals = Withdrawals(start)
         self._addresses: dict[bytes, tuple[str, ...]] = {}
         self._jobs: dict[bytes, bytes | None] = {}
         self._around = PurchaseSurroundings(
@@ -137,8 +141,8 @@ class Purchasing:
     async def order(self, signed: SignedQuote, terms: OrderTerms, job: bytes | None = None) -> ClientAgreement:
         """Sign an order for a quote and give the standing agreement. It is saved before it is sent.
 
-        Raises Refused, Unreachable, ProtocolViolation. Cancelled or failed: the order stays saved as never agreed, and
-        nothing is owed.
+        Raises Refused, Unreachable, ProtocolViolation. Cancelled or failed: the order ends, nothing is owed, and a provider
+        that may have agreed is told.
         """
         environment, link, quote = self._environment, signed.link, signed.document
         length = terms.chain_length or self.settings.chain_length
@@ -156,18 +160,36 @@ class Purchasing:
         await environment.database.write(
             lambda connection: records.save_order(connection, frozen, signed.envelope, data, False, job, seed, now_ms)
         )
-        reply = await link.request(PlaceOrder(data))
-        agreed_data = bytes(_document(reply))
-        agreed = open_envelope(decode_envelope(agreed_data), Agreement, self._network_id, link.peer.public_key)
-        if agreed.order != order_id or agreed.client != own.node_id:
-            raise ProtocolViolation(Reason.WRONG_TYPE, "the agreement is for another order")
-        await environment.database.write(
-            lambda connection: records.save_agreement(connection, order_id, agreed_data, False, now_ms)
-        )
+        try:
+            reply = await link.request(PlaceOrder(data))
+            agreed_data = bytes(_document(reply))
+            agreed = open_envelope(decode_envelope(agreed_data), Agreement, self._network_id, link.peer.public_key)
+            if agreed.order != order_id or agreed.client != own.node_id:
+                raise ProtocolViolation(Reason.WRONG_TYPE, "the agreement is for another order")
+            await environment.database.write(
+                lambda connection: records.save_agreement(connection, order_id, agreed_data, False, now_ms)
+            )
+        except Refused:
+            self._end_order(order_id, signed.provider, EndReason.REFUSED)
+            raise
+        except BaseException:  # cancelled too: whatever it was, the provider may have agreed
+            self._end_order(order_id, signed.provider, WITHDRAWN)
+            raise
         self._addresses[signed.provider] = tuple(link.peer.addresses)
         agreement = ClientAgreement(self._around, frozen, chain, BoughtProgress(), link if link.closed is None else None)
         self._open(agreement, job)
         return agreement
+
+    def _end_order(self, order_id: bytes, provider: bytes, reason: EndReason) -> None:
+        """End an order of which nothing came. The market may be closing: then the next start does it."""
+        with suppress(Refused):
+            self._start(self._save_end, order_id, provider, reason)
+
+    async def _save_end(self, order_id: bytes, provider: bytes, reason: EndReason) -> None:
+        now_ms = self._environment.clock.wall_ms()
+        await self._environment.database.write(lambda connection: records.end_agreement(connection, order_id, reason, now_ms))
+        if reason is WITHDRAWN:
+            self._withdrawals.add(order_id, provider, self._transport.links().get(provider))
 
     def _open(self, agreement: ClientAgreement, job: bytes | None) -> None:
         self.agreements[agreement.id] = agreement
@@ -206,6 +228,7 @@ class Purchasing:
         for agreement in self.agreements.values():
             if agreement.peer == link.peer.node_id:
                 agreement.payments.attach(link)
+        self._withdrawals.link_up(link)
 
     def link_down(self, link: Any) -> None:
         """A link is gone."""
@@ -214,45 +237,48 @@ class Purchasing:
         self._ended.ring()
 
     async def load(self) -> None:
-        """Take up what earlier runs left open. Agreements of no job are closed as soon as their provider is there."""
+        """Take up what earlier runs left open. It gets no new calls, so it ends as soon as its old ones are decided.
+
+        Agreements with calls to recall (`ClientAgreement.fetch`, then `confirm` or `give_up`) are ended by who recalls them.
+        """
         now_ms = self._environment.clock.wall_ms()
 
-        def write(connection: Any) -> list[tuple[records.StoredAgreement, BoughtProgress]]:
+        def write(connection: Any) -> tuple[list[tuple[records.StoredAgreement, BoughtProgress]], list[tuple[bytes, bytes]]]:
             found = [
                 (stored, records.bought_progress(connection, stored.row)) for stored in records.load_open("client")(connection)
             ]
-            records.end_unsigned(connection, "client", tuple(stored.row.id for stored, _ in found), now_ms)
-            return found
+            records.end_unsigned(connection, "client", tuple(stored.row.id for stored, _ in found), WITHDRAWN, now_ms)
+            return found, records.withdrawn_orders(connection, WITHDRAWN, now_ms)
 
-        own = self._identity
-        for stored, progress in await self._environment.database.write(write):
-            row = stored.row
-            if row.chain_seed is None:
-                continue
-            chain = HashChain(row.chain_seed, row.chain_length)
-            terms = make_terms(
-                stored.order,
-                row.id,
-                stored.quote,
-                stored.provider_key,
-                own.node_id,
-                own.public_key,
-                stored.agreed_ms,
-                row.amount_max,
-            )
-            agreement = ClientAgreement(self._around, terms, chain, progress, None)
-            self._open(agreement, row.job)
-            link = self._transport.links().get(agreement.peer)
-            if link is not None:
-                agreement.payments.attach(link)
-            if row.job is None:
-                agreement.payments.end_soon(EndReason.CLIENT_STOPPED)
+        found, withdrawn = await self._environment.database.write(write)
+        links = self._transport.links()
+        for order_id, provider in withdrawn:
+            self._withdrawals.add(order_id, provider, links.get(provider))
+        for stored, progress in found:
+            self._take_up(stored, progress)
+
+    def _take_up(self, stored: records.StoredAgreement, progress: BoughtProgress) -> None:
+        own, row = self._identity, stored.row
+        if row.chain_seed is None:
+            return
+        chain = HashChain(row.chain_seed, row.chain_length)
+        terms = make_terms(
+            stored.order, row.id, stored.quote, stored.provider_key, own.node_id, own.public_key, stored.agreed_ms, row.amount_max
+        )
+        agreement = ClientAgreement(self._around, terms, chain, progress, None)
+        self._open(agreement, row.job)
+        link = self._transport.links().get(agreement.peer)
+        if link is not None:
+            agreement.payments.attach(link)
+        if not progress.recalled:
+            agreement.payments.end_soon(EndReason.CLIENT_STOPPED)
 
     async def stop(self) -> None:
         """End every agreement that no job will take up again: last receipts, last cheques; the caller bounds the time."""
-        closing = [agreement for agreement in self.agreements.values() if self._jobs.get(agreement.id) is None]
-        for agreement in closing:
-            agreement.payments.end_soon(EndReason.CLIENT_STOPPED)
+        for agreement in self.agreements.values():
+            if self._jobs.get(agreement.id) is None:
+                agreement.payments.end_soon(EndReason.CLIENT_STOPPED)
+        closing = [agreement for agreement in self.agreements.values() if not agreement.is_open]
         while any(agreement.id in self.agreements and agreement.payments.link is not None for agreement in closing):
             await self._ended.heard(inf)
 

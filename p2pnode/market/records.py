@@ -143,11 +143,22 @@ def end_agreement(connection: sqlite3.Connection, agreement_id: bytes, reason: E
     agreements.end_agreement(connection, agreement_id, reason.value, now_ms)
 
 
-def end_unsigned(connection: sqlite3.Connection, role: agreements.Role, signed: Sequence[bytes], now_ms: int) -> None:
+def end_unsigned(
+    connection: sqlite3.Connection, role: agreements.Role, signed: Sequence[bytes], reason: EndReason, now_ms: int
+) -> None:
     """End the orders of a role that were never countersigned: nothing flowed on them, nothing is owed."""
     for row in agreements.list_agreements(connection, role=role, is_ended=False, limit=10_000):
         if row.id not in signed:
-            agreements.end_agreement(connection, row.id, EndReason.REFUSED.value, now_ms)
+            agreements.end_agreement(connection, row.id, reason.value, now_ms)
+
+
+def withdrawn_orders(connection: sqlite3.Connection, reason: EndReason, now_ms: int) -> list[tuple[bytes, bytes]]:
+    """Give (order, provider) of our orders that ended for this reason without a countersignature and may stand there yet."""
+    return [
+        (row.id, row.peer)
+        for row in agreements.list_agreements(connection, role="client", is_ended=True)
+        if row.end_reason == reason.value and row.deadline_ms > now_ms and not countersignature(connection, row.id)
+    ]
 
 
 def countersignature(connection: sqlite3.Connection, agreement_id: bytes) -> bytes:
@@ -166,6 +177,12 @@ def next_offer_sequence(connection: sqlite3.Connection) -> int:
     value = int.from_bytes(recall(connection, "offer-sequence") or b"", "big") + 1
     remember(connection, "offer-sequence", value.to_bytes(8, "big"))
     return value
+
+
+def raise_offer_sequence(connection: sqlite3.Connection, above: int) -> None:
+    """Let the next offer's sequence be greater than `above`: others have seen that one already."""
+    value = max(int.from_bytes(recall(connection, "offer-sequence") or b"", "big"), above)
+    remember(connection, "offer-sequence", value.to_bytes(8, "big"))
 
 
 def load_open(role: agreements.Role) -> Callable[[sqlite3.Connection], list[StoredAgreement]]:
@@ -218,7 +235,7 @@ def bought_progress(connection: sqlite3.Connection, row: agreements.AgreementRow
         last_receipt=last.document if last else b"",
         first_number=first,
         is_restart=True,
-        awaited=jobs.placed_calls(connection, row.job, row.id) if row.job is not None else frozenset(),
+        recalled=jobs.placed_calls(connection, row.job, row.id) if row.job is not None else (),
     )
 
 

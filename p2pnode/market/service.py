@@ -12,7 +12,9 @@ from p2pnode.crypto.keys import Identity
 from p2pnode.environment import Environment
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.market import records
+from p2pnode.market.advertising import Advertising
 from p2pnode.market.buying import ClientAgreement
+from p2pnode.market.finding import Finding
 from p2pnode.market.ledger import NullSettlement, Settlement
 from p2pnode.market.model_transfer import ModelDesk
 from p2pnode.market.negotiation import OrderTerms
@@ -83,6 +85,7 @@ class MarketService:
         self._waiting = 0
         self._stopping = trio.Event()
         pins = Pins()
+        self.holds_link = pins.holds
         self.models = ModelDesk(settings, metrics, models)
         self.storefront = Storefront(
             environment, identity, network_id, settings, metrics, work, self.models, self.settlement,
@@ -91,6 +94,11 @@ class MarketService:
         self.purchasing = Purchasing(
             environment, identity, network_id, settings, metrics, transport, self.models, pins, self._violated, self._start
         )
+        self.advertising = Advertising(
+            environment, identity, network_id, metrics, self.own_offer, self.storefront.forget_offer,
+            lambda: not (work.admission.is_draining or work.admission.is_paused(environment.clock.monotonic())), self._start,
+        )  # fmt: skip
+        self.finding = Finding(environment, identity.node_id, transport, self.purchasing.offers, self.advertising.book)
         self._at_once: dict[type, Callable[[Any], None]] = {
             Call: self.storefront.desk.call,
             FetchResult: self.storefront.desk.fetch,
@@ -128,6 +136,7 @@ class MarketService:
                     self._nursery = nursery
                     await self.storefront.load()
                     await self.purchasing.load()
+                    nursery.start_soon(self.advertising.run)
                     task_status.started()
                     await self._stopping.wait()
                     with trio.move_on_after(GOODBYE_SECONDS):
@@ -146,6 +155,7 @@ class MarketService:
         """Use changed settings: prices touch new quotes, limits new requests; open agreements keep their terms."""
         self.settings = self.models.settings = self.purchasing.settings = settings
         self.storefront.apply(settings)
+        self.advertising.changed()
 
     def link_up(self, link: Any) -> None:
         """Tell the market about a new link."""

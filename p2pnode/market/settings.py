@@ -22,10 +22,10 @@ class MarketSettings:
     region: tuple[str, ...] = ()
     numeric_classes: tuple[str, ...] = (FAST_CLASS,)
     # An offer lives for twice the time after which it is signed again, so that one lost publication does no harm.
-    offer_seconds: float = 600.0
+    offer_seconds: float = 1800.0
     quote_seconds: float = 60.0
     quotes_open_max: int = 1024
-    offers_known_max: int = 4096
+    offers_known_max: int = 10_000
     # What one order may ask for, whoever asks.
     agreement_seconds_max: float = 86_400.0
     agreements_open_max: int = 256

@@ -111,6 +111,10 @@ class Storefront:
                 self._offer, self._offer_basis = offer, basis
             return offer
 
+    def forget_offer(self) -> None:
+        """Let the next offer be signed anew, above every sequence used before."""
+        self._offer = None
+
     async def answer_offer(self, incoming: Any) -> None:
         """Answer an OfferRequest."""
         incoming.reply(Document((await self.own_offer()).envelope))
@@ -268,6 +272,9 @@ class Storefront:
         if sale is not None:
             sale.end(reason, incoming)
             return
+        if message.agreement in self._ordering:
+            # Its client withdraws it while it is being saved: refused as unknown it would stand here until its deadline.
+            raise Refused(Reason.BUSY, "the order is being saved")
         row = await self._ended(incoming, message.agreement)
         incoming.reply(Done(row.end_reason))
 
@@ -322,7 +329,7 @@ class Storefront:
             )
             self.open(Sale(self._around, terms, progress))
         await self._environment.database.write(
-            lambda connection: records.end_unsigned(connection, "provider", tuple(client_of), now_ms)
+            lambda connection: records.end_unsigned(connection, "provider", tuple(client_of), EndReason.REFUSED, now_ms)
         )
 
     async def stop(self) -> None:

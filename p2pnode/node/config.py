@@ -19,6 +19,7 @@ from p2pnode.node.config_file import literal, read_text, values_in, with_value, 
 from p2pnode.node.setting import (
     ADDRESS,
     BOOLEAN,
+    BOOTSTRAP_ENTRY,
     CREDITS,
     DURATION,
     FRACTION,
@@ -51,7 +52,9 @@ class NetworkConfig:
         live=False,
     )  # fmt: skip
     id: str = setting("main", WORD, "Name of the network; nodes of different networks never talk.", live=False)
-    listen: str = setting(f"0.0.0.0:{PORT}", ADDRESS, "Address to listen on; port 0 takes any free one.", live=False)
+    listen: str = setting(
+        f"[::]:{PORT}", ADDRESS, "Address to listen on: [::] is every IPv4 and IPv6 address; port 0 takes any free one.", live=False
+    )
     announce: tuple[str, ...] = setting(
         (), listed(ADDRESS), "Addresses told to peers, where they differ from those of this machine's interfaces.", live=False
     )
@@ -59,7 +62,12 @@ class NetworkConfig:
         (), listed(PEER_ADDRESS), "Peers to keep a link with, as host:port or node-…@host:port."
     )
     bootstrap: tuple[str, ...] = setting(
-        (), listed(PEER_ADDRESS), "Peers to ask first when no others are known, as host:port or node-…@host:port."
+        (),
+        listed(BOOTSTRAP_ENTRY),
+        "Peers to ask when too few are known: host:port, node-…@host:port, or file:PATH of such lines; several of each.",
+    )
+    publish_address: bool = setting(
+        True, BOOLEAN, "Publish this node's addresses under its id, so that others find it by the id alone.", live=False
     )
     mdns: bool = setting(
         True, BOOLEAN, "Find and be found by nodes on the local network; tells that network of this node.", live=False
@@ -96,6 +104,9 @@ class LimitsConfig:
     per_network_max: int = setting(16, whole(1, 65536), "Sessions with one /24 (IPv6: /48) network.", live=False)
     idle: float = setting(60.0, DURATION, "A session without requests is closed after this time, unless it is kept.", live=False)
     links_max: int = setting(64, whole(1, 65536), "Links that discovery keeps at once.", live=False)
+    local_links_max: int = setting(16, whole(0, 65536), "Of these, links with peers that mDNS found.")
+    anchors_max: int = setting(4, whole(0, 64), "Of these, outbound links with long-known servers, kept across restarts.")
+    ask_dials_max: int = setting(16, whole(1, 1024), "Connections opened at once for single requests of the hash table.")
     peers_max: int = setting(2000, whole(8, 1_000_000), "Entries in the peer book.", live=False)
     buffers: int = setting(128 << 20, SIZE, "Memory for all sessions' buffers together.", live=False)
 

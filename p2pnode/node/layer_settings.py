@@ -1,15 +1,20 @@
 """From the owner's settings to each layer's own: the one place where the two vocabularies meet."""
 
 import os
+from pathlib import Path
 
-from p2pnode.discovery.settings import DiscoverySettings
+from p2pnode.discovery.settings import DiscoverySettings, KademliaSettings
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.market.settings import MarketSettings
 from p2pnode.node.config import NodeConfig
+from p2pnode.node.setting import FILE_PREFIX, read_entries
 from p2pnode.transport.limits import Limits
 from p2pnode.work.settings import WorkSettings
 
 _PPM = 1_000_000
+# In a public network: peers in so many different /16 networks must have reached a node, or agree on its address.
+PUBLIC_CONFIRMATIONS = 3
+BOOTSTRAP_ENTRIES_MAX = 1000
 # What the owner may add by hand; what strangers' orders may make this node fetch is the smaller provide.model_size_max.
 OWN_MODEL_BYTES_MAX = 16 << 30
 
@@ -21,10 +26,32 @@ def discovery_settings(config: NodeConfig) -> DiscoverySettings:
         mdns=network.mdns,
         interfaces=network.mdns_interfaces,
         virtual_interfaces=network.mdns_virtual,
-        static_peers=tuple(dict.fromkeys((*network.static_peers, *network.bootstrap))),
+        static_peers=network.static_peers,
+        bootstrap=bootstrap_entries(config),
         links_max=config.limits.links_max,
+        local_links_max=config.limits.local_links_max,
+        anchors_max=config.limits.anchors_max,
+        publish_address=network.publish_address,
+        confirmations=PUBLIC_CONFIRMATIONS if network.profile == "public" else 1,
+        dials_private=network.profile != "public",
+        ask_dials_max=min(config.limits.ask_dials_max, max(1, config.limits.connections_max // 4)),
         peers_max=config.limits.peers_max,
     )
+
+
+def kademlia_settings(config: NodeConfig) -> KademliaSettings:
+    """Give the hash table's numbers: the protocol's own but for what the network's settings say."""
+    network = config.network
+    return KademliaSettings(strict_diversity=network.diversity == "strict", puzzle_bits=network.puzzle_bits)
+
+
+def bootstrap_entries(config: NodeConfig) -> tuple[str, ...]:
+    """Give every bootstrap peer, those in files included. Raises ConfigError for a file that cannot be used."""
+    found: dict[str, None] = {}
+    for entry in config.network.bootstrap:
+        for each in read_entries(Path(entry.removeprefix(FILE_PREFIX))) if entry.startswith(FILE_PREFIX) else (entry,):
+            found[each] = None
+    return tuple(found)[:BOOTSTRAP_ENTRIES_MAX]
 
 
 def transport_limits(config: NodeConfig) -> Limits:

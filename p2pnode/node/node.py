@@ -5,7 +5,7 @@ stop order is nesting: work below market below jobs, so that leaving ends new wo
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +14,14 @@ import trio
 
 from p2pnode import __version__
 from p2pnode.crypto.keys import Identity
+from p2pnode.discovery.dht_service import LOOKUPS
 from p2pnode.discovery.mdns import MdnsService
+from p2pnode.discovery.service import REQUESTS as DISCOVERY_REQUESTS
 from p2pnode.discovery.service import DiscoveryService, MdnsFactory
 from p2pnode.environment import Environment
 from p2pnode.ids import NodeId, node_text
 from p2pnode.jobs.service import JobService
+from p2pnode.market.listings import DocumentCheck
 from p2pnode.market.offers import OfferFacts
 from p2pnode.market.service import REQUESTS as MARKET_REQUESTS
 from p2pnode.market.service import MarketService
@@ -26,13 +29,15 @@ from p2pnode.metrics import Metrics
 from p2pnode.node import layer_settings
 from p2pnode.node.config import NodeConfig, live_changes
 from p2pnode.node.explanation import explain
+from p2pnode.node.offer_wiring import connect_offers
 from p2pnode.node.router import Router
 from p2pnode.node.scopes import Service, running
 from p2pnode.node.watchdog import Watchdog
 from p2pnode.reasons import Reason
+from p2pnode.transport.handshake import Handshake
 from p2pnode.transport.link import Link
+from p2pnode.transport.rates import RequestRates, Traffic
 from p2pnode.transport.service import TransportService, TransportSettings
-from p2pnode.wire.messages.discovery import WhoAreYou
 from p2pnode.wire.messages.market import Hardware as OfferedHardware
 from p2pnode.work.hardware import Hardware
 from p2pnode.work.models import ModelStore
@@ -48,7 +53,8 @@ class Node:
     """A node of the network: provider, client, or both.
 
     mdns: how to look at the local network, None for not at all. strict: a bug met while serving a peer stops the node.
-    data_folder: where model blobs lie; by default the configured one.
+    data_folder: where model blobs lie; by default the configured one. handshakes: how sessions are opened, and watch: whether
+    the event loop's lag is measured; a simulation has its own of the one and no use for the other.
     """
 
     def __init__(
@@ -61,6 +67,8 @@ class Node:
         mdns: MdnsFactory | None = MdnsService,
         strict: bool = False,
         data_folder: Path | None = None,
+        handshakes: Callable[..., Handshake] = Handshake,
+        watch: bool = True,
     ) -> None:
         self.config = config
         self.environment = environment
@@ -73,19 +81,29 @@ class Node:
         self.health: dict[str, Any] = {}
         # What the machine is, once somebody has measured it: the daemon does at its start, a simulation need not.
         self.hardware: Hardware | None = None
-        self._build(mdns, strict, data_folder or config.data_folder)
+        self._build(mdns, strict, data_folder or config.data_folder, handshakes)
+        self.watchdog = Watchdog(environment.clock, self.metrics)
+        self._watchdog = self.watchdog if watch else None
 
-    def _build(self, mdns: MdnsFactory | None, strict: bool, data_folder: Path) -> None:
+    def _build(self, mdns: MdnsFactory | None, strict: bool, data_folder: Path, handshakes: Callable[..., Handshake]) -> None:
         environment, config, metrics = self.environment, self.config, self.metrics
         self.router = Router(metrics, self._violated, strict=strict)
         self.transport = TransportService(
-            environment, self.identity, self.network_id, self._transport_settings(strict), metrics, self.router
+            environment, self.identity, self.network_id, self._transport_settings(strict), metrics, self.router, handshakes
         )
         self.transport.on_link_up = self._link_up
         self.transport.on_link_down = self._link_down
         self.transport.on_violation = self._violated
         self.discovery = DiscoveryService(
-            environment, layer_settings.discovery_settings(config), self.network_id, self.identity, self.transport, metrics, mdns
+            environment,
+            layer_settings.discovery_settings(config),
+            self.network_id,
+            self.identity,
+            self.transport,
+            metrics,
+            mdns,
+            layer_settings.kademlia_settings(config),
+            DocumentCheck(self.network_id, config.network.puzzle_bits),
         )
         work = layer_settings.work_settings(config)
         self.models = ModelStore(data_folder, environment, work)
@@ -98,12 +116,22 @@ class Node:
         self.jobs = JobService(
             environment, layer_settings.job_settings(config), metrics, self.market, self.work, self.models, self.transport.links
         )
-        self.router.register([WhoAreYou], self.discovery.handle)
+        self._register_discovery()
         self.router.register(MARKET_REQUESTS, self.market.handle)
+        connect_offers(self)
+        self.discovery.keeper.is_held = self.market.holds_link
         self.market.offer_facts = self._offer_facts
         self.market.on_bug = self.router.failed
         self.market.on_violation = self._violated
-        self.watchdog = Watchdog(environment.clock, metrics)
+
+    def _register_discovery(self) -> None:
+        """Discovery serves strangers for nothing, so it has rates; the market's calls are paid for and go straight through."""
+        exempt_private = self.config.network.diversity != "strict"
+        rates = RequestRates(layer_settings.transport_limits(self.config), self.metrics, exempt_private)
+        answer, now = self.discovery.handle, self.environment.clock.monotonic
+        others = [cls for cls in DISCOVERY_REQUESTS if cls not in LOOKUPS]
+        self.router.register(LOOKUPS, rates.limited(Traffic.LOOKUP, answer, now))
+        self.router.register(others, rates.limited(Traffic.DISCOVERY, answer, now))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until `stop` or cancellation; both end in order, within 20 s, with goodbyes to every peer.
@@ -122,6 +150,11 @@ class Node:
             self._stopping.set()
             self._stop_scope.deadline = trio.current_time() + STOP_SECONDS
 
+    def abandon(self) -> None:
+        """End at once, without waiting for anything: what a machine does that has lost its power."""
+        self.stop()
+        self._stop_scope.cancel()
+
     @property
     def is_stopping(self) -> bool:
         """True once `stop` was called."""
@@ -131,8 +164,8 @@ class Node:
         self._started_at = self.environment.clock.monotonic()
         async with AsyncExitStack() as stack:
             # A layer starts after those it calls; peers are let in (transport) only when everything can answer them.
-            layers: list[list[Service]] = [
-                [self.router, self.work], [self.transport], [self.market], [self.discovery], [self.jobs], [self.watchdog],
+            layers: list[list[Service | None]] = [
+                [self.router, self.work], [self.transport], [self.market], [self.discovery], [self.jobs], [self._watchdog],
             ]  # fmt: skip
             for services in layers:
                 await stack.enter_async_context(running(*services))
@@ -144,6 +177,9 @@ class Node:
                 task_status.started()
                 await self._stopping.wait()
                 nursery.cancel_scope.cancel()
+                if not self._stop_scope.cancel_called:
+                    # While there still are links: whoever searches must not find a node that is gone.
+                    self.market.advertising.close()
             _log.info("node %s stops", node_text(self.node_id))
 
     async def _stop_when_cancelled(self) -> None:
@@ -160,14 +196,17 @@ class Node:
     def pause(self, seconds: float | None) -> None:
         """Take no new work for so long, or until `resume`. What was accepted is finished."""
         self.work.pause(seconds)
+        self.market.advertising.changed()
 
     def resume(self) -> None:
         """Take work again, after a pause or a drain."""
         self.work.resume()
+        self.market.advertising.changed()
 
     def drain(self) -> None:
         """Take no new agreements, finish the open ones."""
         self.work.drain()
+        self.market.advertising.changed()
 
     def apply_config(self, config: NodeConfig) -> tuple[list[str], list[str]]:
         """Use changed settings at once; gives the names of those that apply now and of those that wait for a restart."""

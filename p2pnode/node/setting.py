@@ -3,9 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any, Final
 
 from p2pnode import ids, units
+from p2pnode.errors import ConfigError
+
+FILE_PREFIX: Final = "file:"
+_LIST_SIZE_MAX: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,34 @@ def _peer_address(text: str) -> str:
     return text.strip()
 
 
+def _bootstrap_entry(text: str) -> str:
+    if text.strip().startswith(FILE_PREFIX):
+        if not text.strip().removeprefix(FILE_PREFIX):
+            raise ValueError(f"{text!r} names no file")
+        return text.strip()
+    return _peer_address(text)
+
+
+def read_entries(path: Path) -> tuple[str, ...]:
+    """Give the peers in a file: one a line, `#` begins a comment. Raises ConfigError that names the file and the line."""
+    try:
+        with path.expanduser().open(encoding="utf-8") as file:
+            text = file.read(_LIST_SIZE_MAX + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the list of bootstrap peers {path} cannot be read: {error}") from error
+    if len(text) > _LIST_SIZE_MAX:
+        raise ConfigError(f"the list of bootstrap peers {path} is too large; put a smaller one in its place")
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = line.partition("#")[0].strip()
+        if entry:
+            try:
+                found.append(_peer_address(entry))
+            except ValueError as error:
+                raise ConfigError(f"{path}, line {number}: {error}") from error
+    return tuple(found)
+
+
 def _processors(text: str) -> str:
     stripped = text.strip()
     if stripped.endswith("%"):
@@ -193,5 +226,6 @@ SIZE: Final = Kind("size", units.parse_size, _size_text, "bytes")
 DURATION: Final = Kind("duration", _duration, _duration_text, "seconds")
 FRACTION: Final = Kind("fraction", units.parse_fraction, lambda value: f"{round(value * 100, 6):g}%")
 ADDRESS: Final = Kind("address", check_address, str)
+BOOTSTRAP_ENTRY: Final = Kind("address or file", _bootstrap_entry, str)
 PEER_ADDRESS: Final = Kind("address", _peer_address, str)
 PROCESSORS: Final = Kind("processors", _processors, str, "cores or % of them")

@@ -43,11 +43,11 @@ class InlineExecutor:
 
 
 def simulated_machine(
-    seed: int, name: str, host: MemoryHost, database: Database, runtime: ModelRuntime, skew_ms: int = 0
+    seed: int, name: str, host: MemoryHost, database: Database, runtime: ModelRuntime, clock: TrioClock | None = None
 ) -> Environment:
-    """Give the environment of one simulated machine. skew_ms: how far its wall clock is ahead."""
+    """Give the environment of one simulated machine. name: what its randomness depends on, beside the seed."""
     return Environment(
-        clock=TrioClock(skew_ms),
+        clock=clock or TrioClock(),
         entropy=SeededEntropy(seed, name),
         network=host,
         database=database,

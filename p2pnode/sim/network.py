@@ -1,220 +1,397 @@
-"""An in-memory network behind `environment.Network`: ordered byte streams with a latency and bounded buffers.
+"""The simulated internet behind `environment.Network`: hosts, dials, delays, and everything that goes wrong between them.
 
-Bytes arrive `latency_seconds` after they were sent; a sender may have `buffer_bytes` on the way or unread, like a socket.
-A host dials under its own name, so that per-address limits and diversity rules see what they would see on the internet.
+One heap (the clock's) carries every delivery. What a network can do to its hosts is set at any time: latency, jitter,
+duplicated and overtaken connections, bandwidth, clogged links, cuts in one direction or both, machines that are off. Lost
+requests and replies are not the stream's business: a stream is reliable, so they are taken out at the session's frame boundary
+(`frame_tap`).
 """
 
+import heapq
 import math
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
-from p2pnode.environment import Buffer
 from p2pnode.errors import ConfigError, Unreachable
+from p2pnode.sim.clock import SimClock
+from p2pnode.sim.latency import LatencyModel, Place, flat
+from p2pnode.sim.nat import NONE, Nat
+from p2pnode.sim.streams import Draws, MemoryListener, MemoryStream, Pipe
+from p2pnode.sim.trace import Trace
 
 _FIRST_FREE_PORT = 40_000
 _BACKLOG = 128
+# A lost SYN is sent again after one second, then after twice as long each time (RFC 6298).
+_SYN_SECONDS = 1.0
+# An overtaken delivery is late by up to so many times its pair's delay.
+_OVERTAKEN_FACTOR = 4.0
+# What a duplicated connection attempt leaves at the answerer before it vanishes.
+_GHOST_SECONDS = 3.0
+_LATENCIES_MAX = 1_000_000
 
 
-class _Pipe:
-    """One direction: chunks with the time at which they arrive."""
+class Plan(Protocol):
+    """What runs plain functions at virtual times: the simulation's clock."""
 
-    def __init__(self, latency_seconds: float, buffer_bytes: int) -> None:
-        self.latency_seconds = latency_seconds
-        self.capacity = buffer_bytes
-        self.held = 0
-        self.chunks: deque[tuple[float, memoryview]] = deque()
-        self.ended_at = math.inf
-        self.is_broken = False
-        self.changed = trio.Event()
-
-    def notify(self) -> None:
-        changed, self.changed = self.changed, trio.Event()
-        changed.set()
+    def call_at(self, when: float, action: Callable[[], None], key: int | None = None) -> None:
+        """Run a function at a time."""
+        ...
 
 
-class MemoryStream:
-    """One end of an in-memory connection, as `environment.ByteStream`."""
+class TaskPlan:
+    """A plan for other clocks than the simulation's, such as the one of trio's own testing tools: one system task."""
 
-    def __init__(self, incoming: _Pipe, outgoing: _Pipe, local_address: str, remote_address: str) -> None:
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self._local_address = local_address
-        self._remote_address = remote_address
-        self._is_closed = False
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._next_key = 0
+        self._wake: trio.CancelScope | None = None
+        trio.lowlevel.spawn_system_task(self._run)
 
-    @property
-    def local_address(self) -> str:
-        """`host:port` of this end."""
-        return self._local_address
+    def call_at(self, when: float, action: Callable[[], None], key: int | None = None) -> None:
+        """Run a plain function at a time, in the order of the calls where times are equal."""
+        self._next_key += 1
+        heapq.heappush(self._due, (when, self._next_key, action))
+        if self._wake is not None:
+            self._wake.cancel()
 
-    @property
-    def remote_address(self) -> str:
-        """`host:port` of the other end."""
-        return self._remote_address
-
-    def send_nowait(self, chunks: Sequence[Buffer]) -> int:
-        """Copy as much as the buffer has room for. Raises Unreachable once either side has closed."""
-        pipe = self._outgoing
-        if self._is_closed or pipe.is_broken:
-            raise Unreachable(f"the connection to {self._remote_address} broke")
-        sent = 0
-        for chunk in chunks:
-            size = min(len(chunk), pipe.capacity - pipe.held)
-            if size == 0:
-                break
-            pipe.chunks.append((trio.current_time() + pipe.latency_seconds, memoryview(bytes(memoryview(chunk)[:size]))))
-            pipe.held += size
-            sent += size
-        if sent:
-            pipe.notify()
-        return sent
-
-    async def wait_writable(self) -> None:
-        """Wait for room. Raises Unreachable when the stream is broken meanwhile."""
-        pipe = self._outgoing
-        while pipe.held >= pipe.capacity:
-            if self._is_closed or pipe.is_broken:
-                raise Unreachable(f"the connection to {self._remote_address} broke")
-            await pipe.changed.wait()
-        await trio.lowlevel.checkpoint()
-
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Wait for bytes that have arrived by now; 0 at the end. Raises Unreachable after `aclose` and a break."""
-        pipe = self._incoming
+    async def _run(self) -> None:
         while True:
-            if self._is_closed or pipe.is_broken:
-                raise Unreachable(f"the connection to {self._remote_address} broke")
-            arrival = pipe.chunks[0][0] if pipe.chunks else pipe.ended_at
-            if arrival <= trio.current_time():
+            while self._due and self._due[0][0] <= trio.current_time():
+                heapq.heappop(self._due)[2]()
+            with trio.CancelScope() as self._wake:
+                await trio.sleep_until(self._due[0][0] if self._due else math.inf)
+            self._wake = None
+
+
+@dataclass(slots=True)
+class NetworkStats:
+    """What has passed so far. messages, bytes: by message class; lost: requests and replies that never arrived.
+
+    dials: by outcome (connected, refused, dropped); stream_bytes: all bytes on streams, handshakes included.
+    """
+
+    messages: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    dials: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
+    stream_bytes: int = 0
+    deliveries: int = 0
+
+
+class MemoryHost:
+    """One machine on the network, as `environment.Network`. name: its own address; nat: what others see and may reach.
+
+    is_on: False while the machine is without power. delay_seconds: how slow it is with everything that comes and goes.
+    streams: its ends of open connections, by serial.
+    """
+
+    def __init__(self, network: "MemoryNetwork", name: str, nat: Nat, label: str) -> None:
+        self.network = network
+        self.name = name
+        self.nat = nat
+        self.label = label
+        self.number = len(network.hosts)
+        self.place: Place = network.model.place(network.seed, name)
+        self.is_on = True
+        self.delay_seconds = 0.0
+        self.streams: dict[int, MemoryStream] = {}
+        self.listeners: dict[str, MemoryListener] = {}
+        self.leaves_at = 0.0
+        self.comes_at = 0.0
+        self.draws = Draws(network.seed * 7_368_787 + self.number)
+
+    async def dial(self, address: str) -> MemoryStream:
+        """Connect to `host:port` after one round trip. Raises Unreachable when refused; waits for ever where SYNs vanish."""
+        network = self.network
+        if not self.is_on:
+            raise Unreachable(f"{address}: this machine is off")
+        for attempt in range(8):
+            target = network.route(self, address)
+            if target is not None and not (network.syn_loss and self._loses_syn()):
                 break
-            changed = pipe.changed
-            with trio.move_on_at(arrival):
-                await changed.wait()
+            await network.wait(_SYN_SECONDS * 2**attempt)
+        else:
+            network.count_dial(self, address, "dropped")
+            await trio.sleep_forever()
+        await network.wait(2 * network.latency_between(self, target) + 2 * (self.delay_seconds + target.delay_seconds))
+        return network.connect(self, target, address)
+
+    async def listen(self, address: str) -> MemoryListener:
+        """Listen on `host:port` under this machine's name; port 0 picks one. Raises ConfigError."""
         await trio.lowlevel.checkpoint()
-        return self._take(buffer)
+        port = address.rpartition(":")[2]
+        return self.network.bind(self, f"{self.name}:{self.network.free_port() if port == '0' else port}")
 
-    def break_off(self) -> None:
-        """Cut the connection as a crashed machine or a reset would: both ends get Unreachable, what was unread is lost."""
-        for pipe in (self._incoming, self._outgoing):
-            pipe.is_broken = True
-            pipe.notify()
+    def forget(self, address: str) -> None:
+        """Stop listening on an address."""
+        self.listeners.pop(address, None)
 
-    async def aclose(self) -> None:
-        """Close: the other end reads what is on its way and then the end. Idempotent."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._outgoing.ended_at = trio.current_time() + self._outgoing.latency_seconds
-            self._incoming.is_broken = True
-            self._outgoing.notify()
-            self._incoming.notify()
-        await trio.lowlevel.checkpoint()
+    def power_off(self, *, silent: bool) -> None:
+        """End every connection and stop listening. silent: as at a power cut; otherwise the peers are told (a reset)."""
+        for stream in list(self.streams.values()):
+            if silent:
+                stream.fall_silent()
+            else:
+                stream.fall_silent()
+                self.network.reset_peer(stream)
+        for listener in list(self.listeners.values()):
+            listener.close()
+        self.is_on = not silent
 
-    def _take(self, buffer: memoryview) -> int:
-        pipe = self._incoming
-        taken, now = 0, trio.current_time()
-        while pipe.chunks and pipe.chunks[0][0] <= now and taken < len(buffer):
-            arrival, chunk = pipe.chunks.popleft()
-            size = min(len(chunk), len(buffer) - taken)
-            buffer[taken : taken + size] = chunk[:size]
-            taken += size
-            if size < len(chunk):
-                pipe.chunks.appendleft((arrival, chunk[size:]))
-        pipe.held -= taken
-        if taken:
-            pipe.notify()
-        return taken
+    def power_on(self) -> None:
+        """The machine is back; connections of before are reset when a peer next speaks."""
+        self.is_on = True
 
-
-class MemoryListener:
-    """A listening place of the in-memory network, as `environment.Listener`."""
-
-    def __init__(self, world: "MemoryNetwork", address: str) -> None:
-        self._world = world
-        self._address = address
-        self.send, self._receive = trio.open_memory_channel[MemoryStream](_BACKLOG)
-
-    @property
-    def address(self) -> str:
-        """`host:port` bound."""
-        return self._address
-
-    async def accept(self) -> MemoryStream:
-        """Wait for a connection. Raises Unreachable after `aclose`."""
-        try:
-            return await self._receive.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError) as error:
-            raise Unreachable(f"{self._address} is closed") from error
-
-    async def aclose(self) -> None:
-        """Stop listening. Idempotent."""
-        self._world.forget(self._address)
-        self.send.close()
-        self._receive.close()
-        await trio.lowlevel.checkpoint()
+    def _loses_syn(self) -> bool:
+        return self.draws.uniform() < self.network.syn_loss
 
 
 class MemoryNetwork:
     """The wires between all simulated hosts. `host(name)` gives what one machine sees of it.
 
-    latency_seconds: one way, for every pair. buffer_bytes: per direction of a connection.
+    latency_seconds: one way, for every pair, when no model is given. buffer_bytes: per direction of a connection. loss: share of
+    requests and of replies that never arrive. syn_loss: share of connection attempts that must be sent again. duplication: share
+    of connection attempts that reach the answerer twice. reordering: share of deliveries that others overtake.
+    bandwidth_bytes_per_second: of every host, each way.
     """
 
-    def __init__(self, latency_seconds: float = 0.001, buffer_bytes: int = 262_144) -> None:
-        self.latency_seconds = latency_seconds
+    def __init__(
+        self,
+        latency_seconds: float = 0.001,
+        buffer_bytes: int = 262_144,
+        *,
+        seed: int = 1,
+        model: LatencyModel | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.seed = seed
         self.buffer_bytes = buffer_bytes
-        self._listeners: dict[str, MemoryListener] = {}
+        self.model = model or flat(latency_seconds)
+        self.trace = trace or Trace()
+        self.stats = NetworkStats()
+        self.loss = 0.0
+        self.syn_loss = 0.0
+        self.duplication = 0.0
+        self.reordering = 0.0
+        self.bandwidth_bytes_per_second = math.inf
+        self.cuts: list[Callable[[MemoryHost, MemoryHost], bool]] = []
+        self.held_back: dict[int, Pipe] = {}
+        self.hosts: dict[str, MemoryHost] = {}
+        self.labels: dict[bytes, str] = {}
+        self._outside: dict[str, MemoryHost] = {}
+        self._clogs: dict[tuple[int, int], float] = {}
+        self._latencies: dict[tuple[int, int], float] = {}
         self._next_port = _FIRST_FREE_PORT
+        self._serial = 0
+        self._taps = 0
+        self._plan: Plan | None = None
+        self.now: Callable[[], float] = trio.current_time
 
-    def host(self, name: str) -> "MemoryHost":
-        """Give one machine's view; name: its address, such as `10.0.0.7`."""
-        return MemoryHost(self, name)
+    # --- hosts -------------------------------------------------------------------------------------------------------
+
+    def host(self, name: str, *, nat: Nat | None = None, label: str = "") -> MemoryHost:
+        """Give one machine's view, the same for the same name; name: its address, such as `80.0.0.7`."""
+        host = self.hosts.get(name)
+        if host is None:
+            host = self.hosts[name] = MemoryHost(self, name, nat or Nat(NONE, name), label or name)
+            self._outside[host.nat.outside] = host
+        return host
 
     def free_port(self) -> int:
         """Give a port that was not given before."""
         self._next_port += 1
         return self._next_port
 
-    def bind(self, address: str) -> MemoryListener:
+    def next_tap(self) -> int:
+        """Give the seed of what one end of a session draws; each end is asked once."""
+        self._taps += 1
+        return self.seed * 15_485_863 + self._taps
+
+    def bind(self, host: MemoryHost, address: str) -> MemoryListener:
         """Listen on a full address. Raises ConfigError when it is taken."""
-        if address in self._listeners:
+        if address in host.listeners:
             raise ConfigError(f"cannot listen on {address}: it is in use")
-        listener = self._listeners[address] = MemoryListener(self, address)
+        listener = host.listeners[address] = MemoryListener(address, _BACKLOG, host.forget)
         return listener
 
-    def forget(self, address: str) -> None:
-        """Stop listening on an address."""
-        self._listeners.pop(address, None)
+    def route(self, source: MemoryHost, address: str) -> MemoryHost | None:
+        """Give the machine that a dial reaches, or None where it is dropped without an answer."""
+        name = address.rpartition(":")[0]
+        target = self._outside.get(name)
+        if target is None:
+            # A private address means something only to the machine itself.
+            target = self.hosts.get(name)
+            if target is not source:
+                return None
+        if target is source:
+            return target
+        if not target.is_on or self.is_cut(source, target) or self.is_cut(target, source):
+            return None
+        if not target.nat.lets_in(source.nat.outside, self.now()):
+            return None
+        return target
 
-    def connect(self, source: str, target: str) -> MemoryStream:
-        """Join two addresses by a new connection. Raises Unreachable when nobody listens there or its queue is full."""
-        listener = self._listeners.get(target)
-        if listener is None:
-            raise Unreachable(f"{target}: nobody listens there")
-        there = _Pipe(self.latency_seconds, self.buffer_bytes)
-        back = _Pipe(self.latency_seconds, self.buffer_bytes)
-        try:
-            listener.send.send_nowait(MemoryStream(there, back, target, source))
-        except trio.WouldBlock as error:
-            raise Unreachable(f"{target}: too many connections wait there") from error
-        return MemoryStream(back, there, source, target)
-
-
-class MemoryHost:
-    """One machine's view of a MemoryNetwork, as `environment.Network`."""
-
-    def __init__(self, world: MemoryNetwork, name: str) -> None:
-        self._world = world
-        self._name = name
-
-    async def dial(self, address: str) -> MemoryStream:
-        """Connect to `host:port` after one round trip. Raises Unreachable."""
-        await trio.sleep(2 * self._world.latency_seconds)
-        return self._world.connect(f"{self._name}:{self._world.free_port()}", address)
-
-    async def listen(self, address: str) -> MemoryListener:
-        """Listen on `host:port` under this machine's name; port 0 picks one. Raises ConfigError."""
-        await trio.lowlevel.checkpoint()
+    def connect(self, source: MemoryHost, target: MemoryHost, address: str) -> MemoryStream:
+        """Join two machines by a new connection. Raises Unreachable when nobody listens there or its queue is full."""
         port = address.rpartition(":")[2]
-        return self._world.bind(f"{self._name}:{self._world.free_port() if port == '0' else port}")
+        listener = target.listeners.get(f"{target.name}:{port}")
+        if listener is None or listener.is_full or not target.is_on or not source.is_on:
+            self.count_dial(source, address, "refused")
+            raise Unreachable(f"{address}: nobody listens there" if listener is None else f"{address}: it takes no more")
+        near = self._join(source, target, address, listener)
+        self.count_dial(source, address, "connected")
+        if self.duplication and source.draws.uniform() < self.duplication:
+            # The attempt arrives twice: the answerer meets a connection that says nothing and breaks.
+            ghost = self._join(source, target, address, listener)
+            self.plan.call_at(self.now() + _GHOST_SECONDS, ghost.break_off)
+        return near
+
+    def count_dial(self, source: MemoryHost, address: str, outcome: str) -> None:
+        """Take note of a connection attempt's end."""
+        self.stats.dials[outcome] += 1
+        self.trace.add(self.now(), "d", source.label, address, outcome)
+
+    # --- what the network does ---------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """What carries deliveries: the simulation's clock, or a task where another clock runs."""
+        if self._plan is None:
+            clock = trio.lowlevel.current_clock()
+            if isinstance(clock, SimClock):
+                self._plan, self.now = clock, clock.current_time
+            else:
+                self._plan = TaskPlan()
+        return self._plan
+
+    @property
+    def latency_seconds(self) -> float:
+        """One way between two machines with ordinary lines. Setting it makes every pair equally far apart."""
+        nowhere = Place(0, 0.0)
+        return self.model.one_way(self.seed, "", nowhere, "", nowhere)
+
+    @latency_seconds.setter
+    def latency_seconds(self, seconds: float) -> None:
+        self.set_model(flat(seconds))
+
+    def set_model(self, model: LatencyModel) -> None:
+        """Change how far apart machines are, from the next delivery on."""
+        self.model = model
+        self._latencies.clear()
+        for host in self.hosts.values():
+            host.place = model.place(self.seed, host.name)
+        for host in self.hosts.values():
+            for stream in host.streams.values():
+                stream.update_latency()
+
+    def latency_between(self, source: MemoryHost, target: MemoryHost) -> float:
+        """Give a pair's one-way delay in seconds."""
+        pair = (source.number, target.number) if source.number < target.number else (target.number, source.number)
+        found = self._latencies.get(pair)
+        if found is None:
+            if len(self._latencies) >= _LATENCIES_MAX:
+                self._latencies.clear()
+            found = self._latencies[pair] = self.model.one_way(self.seed, source.name, source.place, target.name, target.place)
+        return found
+
+    def arrival(self, pipe: Pipe, size: int) -> float:
+        """Give when bytes that are sent now arrive, by everything that delays them."""
+        now = self.now()
+        stats = self.stats
+        stats.stream_bytes += size
+        stats.deliveries += 1
+        source, target = pipe.source, pipe.target
+        delay = pipe.latency_seconds
+        if self.model.jitter:
+            # Exponential: the queues of routers on the way.
+            delay -= delay * self.model.jitter * math.log(1 - pipe.draws.uniform())
+        if self.reordering and pipe.draws.uniform() < self.reordering:
+            delay += pipe.latency_seconds * _OVERTAKEN_FACTOR * pipe.draws.uniform()
+        arrival = now + delay + source.delay_seconds + target.delay_seconds
+        if self.bandwidth_bytes_per_second != math.inf:
+            arrival = self._queue(source, target, size, now, delay)
+        if self._clogs:
+            arrival = max(arrival, self._clogs.get((source.number, target.number), 0.0))
+        return arrival
+
+    def is_cut(self, source: MemoryHost, target: MemoryHost) -> bool:
+        """Say whether nothing passes from one machine to another."""
+        return any(cut(source, target) for cut in self.cuts)
+
+    def partition(self, groups: Iterable[Iterable[str]]) -> None:
+        """Let nothing pass between machines of different groups, in both directions; machines in no group are a group too."""
+        side = {name: number for number, group in enumerate(groups, 1) for name in group}
+        self.cuts.append(lambda source, target: side.get(source.name, 0) != side.get(target.name, 0))
+
+    def cut(self, sources: Iterable[str], targets: Iterable[str]) -> None:
+        """Let nothing pass from some machines to others; the other direction stays open."""
+        here, there = frozenset(sources), frozenset(targets)
+        self.cuts.append(lambda source, target: source.name in here and target.name in there)
+
+    def heal(self) -> None:
+        """End every cut and clog; what was held back goes on its way."""
+        self.cuts.clear()
+        self._clogs.clear()
+        waiting, self.held_back = self.held_back, {}
+        for pipe in waiting.values():
+            pipe.release()
+
+    def clog(self, source: str, target: str, seconds: float) -> None:
+        """Let nothing arrive from one machine at another for so long; then everything at once."""
+        pair = self.hosts[source].number, self.hosts[target].number
+        self._clogs[pair] = self.now() + seconds
+
+    def reset_sender(self, pipe: Pipe) -> None:
+        """Bytes came to a machine that knows nothing of the connection: it answers with a reset, if it is on."""
+        source, target = pipe.source, pipe.target
+        if not target.is_on or pipe.is_broken or self.is_cut(target, source):
+            return
+        self.plan.call_at(self.now() + 2 * pipe.latency_seconds, lambda: _reset(pipe))
+
+    def reset_peer(self, stream: MemoryStream) -> None:
+        """A machine ends a connection by a reset, which arrives unless the way is cut."""
+        pipe = stream.outgoing
+        if not self.is_cut(pipe.source, pipe.target):
+            self.plan.call_at(self.now() + pipe.latency_seconds, stream.break_off)
+
+    async def wait(self, seconds: float) -> None:
+        """Sleep for the cost of one delivery."""
+        task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+
+        def wake() -> None:
+            if task is not None:
+                trio.lowlevel.reschedule(task)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            nonlocal task
+            task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self.plan.call_at(self.now() + seconds, wake)
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _join(self, source: MemoryHost, target: MemoryHost, address: str, listener: MemoryListener) -> MemoryStream:
+        port = self.free_port()
+        self._serial += 2
+        there = Pipe(self, self._serial, source, target)
+        back = Pipe(self, self._serial + 1, target, source)
+        near = MemoryStream(back, there, f"{source.name}:{port}", address)
+        listener.offer(MemoryStream(there, back, address, source.nat.seen_address(port, address)))
+        return near
+
+    def _queue(self, source: MemoryHost, target: MemoryHost, size: int, now: float, delay: float) -> float:
+        """Bytes leave one line after the other, and come in so too."""
+        seconds = size / self.bandwidth_bytes_per_second
+        source.leaves_at = max(now + source.delay_seconds, source.leaves_at) + seconds
+        target.comes_at = max(source.leaves_at + delay + target.delay_seconds, target.comes_at + seconds)
+        return target.comes_at
+
+
+def _reset(pipe: Pipe) -> None:
+    stream = pipe.source.streams.get(pipe.serial)
+    pipe.break_off()
+    if stream is not None:
+        stream.reset()

@@ -16,7 +16,7 @@ from typing import Final
 
 from p2pnode.errors import LedgerError
 from p2pnode.ids import node_text
-from p2pnode.store.database import columns
+from p2pnode.store.database import columns, numbered
 
 INCOME: Final = "income"
 SPEND: Final = "spend"
@@ -159,7 +159,7 @@ def peer_volume(connection: sqlite3.Connection, peer: bytes, since_ms: int = 0) 
                   coalesce(-sum(amount) FILTER (WHERE account = ?2 AND amount < 0), 0)
            FROM entries JOIN journals ON journals.id = entries.journal
            WHERE account IN (?1, ?2) AND posted_ms >= ?3""",
-        (receivable(peer), payable(peer), since_ms),
+        numbered(receivable(peer), payable(peer), since_ms),
     ).fetchone()
     return PeerBalance(row[0], row[1])
 

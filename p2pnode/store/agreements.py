@@ -12,7 +12,7 @@ from typing import Literal
 
 from p2pnode.errors import LedgerError
 from p2pnode.ids import DOCUMENT, id_range
-from p2pnode.store.database import columns, placeholders
+from p2pnode.store.database import columns, numbered, placeholders
 
 Role = Literal["provider", "client"]
 AgreementState = Literal["ordered", "open", "closing", "ended"]
@@ -276,7 +276,7 @@ def list_receipts(connection: sqlite3.Connection, agreement: bytes | None = None
     rows = connection.execute(
         f"""SELECT {columns(ReceiptRow)} FROM receipts WHERE ?1 IS NULL OR agreement = ?1
             ORDER BY ended_ms DESC, agreement, slice DESC LIMIT ?2""",
-        (agreement, limit),
+        numbered(agreement, limit),
     )
     return [ReceiptRow(*row) for row in rows]
 
@@ -286,6 +286,6 @@ def list_cheques(connection: sqlite3.Connection, agreement: bytes | None = None,
     rows = connection.execute(
         f"""SELECT {columns(ChequeRow)} FROM cheques WHERE ?1 IS NULL OR agreement = ?1
             ORDER BY issued_ms DESC, agreement, slice DESC LIMIT ?2""",
-        (agreement, limit),
+        numbered(agreement, limit),
     )
     return [ChequeRow(*row) for row in rows]

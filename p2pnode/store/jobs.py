@@ -11,7 +11,7 @@ from typing import Literal
 
 from p2pnode.errors import LedgerError
 from p2pnode.ids import JOB, id_range
-from p2pnode.store.database import columns, placeholders
+from p2pnode.store.database import columns, numbered, placeholders
 
 JobKind = Literal["run", "map", "session"]
 JobState = Literal["running", "stopping", "ended"]
@@ -45,7 +45,10 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class ItemRow:
-    """One item of a job. output: where its result is kept. call: its number in `agreement`, -1 before it was placed."""
+    """One item of a job. output: where its result is kept.
+
+    call: its number in `agreement`, -1 before it was placed; from then on with the input's hash and the call's price.
+    """
 
     job: bytes
     position: int
@@ -112,7 +115,8 @@ def set_job_state(connection: sqlite3.Connection, job: bytes, state: JobState, w
 def set_budget(connection: sqlite3.Connection, job: bytes, budget_max: int) -> bool:
     """Change a job's largest total. Gives False when more than that is spent or reserved already."""
     cursor = connection.execute(
-        "UPDATE jobs SET budget_max = ?1 WHERE id = ?2 AND spent + reserved <= ?1 AND state <> 'ended'", (budget_max, job)
+        "UPDATE jobs SET budget_max = ?1 WHERE id = ?2 AND spent + reserved <= ?1 AND state <> 'ended'",
+        numbered(budget_max, job),
     )
     return cursor.rowcount == 1
 
@@ -139,7 +143,7 @@ def reserve(connection: sqlite3.Connection, job: bytes, holder: bytes, amount: i
         return True
     cursor = connection.execute(
         "UPDATE jobs SET reserved = reserved + ?1 WHERE id = ?2 AND spent + reserved + ?1 <= budget_max AND state = 'running'",
-        (amount, job),
+        numbered(amount, job),
     )
     if cursor.rowcount != 1:
         return False
@@ -153,11 +157,12 @@ def spend(connection: sqlite3.Connection, job: bytes, holder: bytes, amount: int
     Raises LedgerError when the order has not reserved that much.
     """
     cursor = connection.execute(
-        "UPDATE reservations SET amount = amount - ?1 WHERE job = ?2 AND holder = ?3 AND amount >= ?1", (amount, job, holder)
+        "UPDATE reservations SET amount = amount - ?1 WHERE job = ?2 AND holder = ?3 AND amount >= ?1",
+        numbered(amount, job, holder),
     )
     if cursor.rowcount != 1:
         raise LedgerError("an order spends more than it reserved")
-    connection.execute("UPDATE jobs SET reserved = reserved - ?1, spent = spent + ?1 WHERE id = ?2", (amount, job))
+    connection.execute("UPDATE jobs SET reserved = reserved - ?1, spent = spent + ?1 WHERE id = ?2", numbered(amount, job))
 
 
 def release(connection: sqlite3.Connection, job: bytes, holder: bytes) -> int:
@@ -169,12 +174,18 @@ def release(connection: sqlite3.Connection, job: bytes, holder: bytes) -> int:
     return int(row[0])
 
 
-def placed_calls(connection: sqlite3.Connection, job: bytes, agreement: bytes) -> frozenset[int]:
-    """Give the call numbers of a job's items that were placed under an agreement and are not done."""
+def placed_calls(connection: sqlite3.Connection, job: bytes, agreement: bytes) -> list[tuple[int, bytes, int]]:
+    """Give (number, input hash, amount) of the calls under an agreement whose outputs an unfinished map lacks.
+
+    Somebody has to decide about each of them before it may be paid: recall its output, or give it up.
+    """
     rows = connection.execute(
-        "SELECT call FROM items WHERE job = ? AND state = 'placed' AND agreement = ? AND call >= 0", (job, agreement)
+        """SELECT call, input_hash, amount FROM items
+           WHERE job = ?1 AND state = 'placed' AND agreement = ?2 AND call >= 0 AND length(input_hash) = 32
+           AND EXISTS (SELECT 1 FROM jobs WHERE id = ?1 AND kind = 'map' AND state <> 'ended') ORDER BY call""",
+        numbered(job, agreement),
     )
-    return frozenset(number for (number,) in rows)
+    return [(number, input_hash, amount) for number, input_hash, amount in rows]
 
 
 def list_reservations(connection: sqlite3.Connection, job: bytes) -> dict[bytes, int]:
@@ -213,7 +224,7 @@ def list_items(
     rows = connection.execute(
         f"""SELECT {columns(ItemRow)} FROM items WHERE job = ?1 AND position > ?2 AND (?3 IS NULL OR state = ?3)
             ORDER BY position LIMIT ?4""",
-        (job, after, state, limit),
+        numbered(job, after, state, limit),
     )
     return [ItemRow(*row) for row in rows]
 
@@ -238,7 +249,7 @@ def append_event(connection: sqlite3.Connection, job: bytes, now_ms: int, kind: 
     connection.execute(
         """INSERT INTO job_events (job, sequence, at_ms, kind, detail)
            VALUES (?1, (SELECT coalesce(max(sequence), 0) + 1 FROM job_events WHERE job = ?1), ?2, ?3, ?4)""",
-        (job, now_ms, kind, detail),
+        numbered(job, now_ms, kind, detail),
     )
 
 

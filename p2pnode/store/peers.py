@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.ids import NODE, id_range
-from p2pnode.store.database import columns
+from p2pnode.store.database import columns, numbered
 
 ADDRESSES_MAX: Final = 8
 SCORE_MAX: Final = 1000
@@ -42,7 +42,7 @@ def saw_peer(connection: sqlite3.Connection, node_id: bytes, addresses: Sequence
     connection.execute(
         """INSERT INTO peers (node_id, addresses, source, first_seen_ms, last_seen_ms) VALUES (?1, ?2, ?3, ?4, ?4)
            ON CONFLICT (node_id) DO UPDATE SET addresses = ?2, last_seen_ms = max(last_seen_ms, ?4)""",
-        (node_id, json.dumps(merged), source, now_ms),
+        numbered(node_id, json.dumps(merged), source, now_ms),
     )
 
 
@@ -64,7 +64,9 @@ def failed_peer(connection: sqlite3.Connection, node_id: bytes) -> None:
 
 def adjust_score(connection: sqlite3.Connection, node_id: bytes, change: int) -> None:
     """Raise or lower a known peer's score, within -1000 to 1000."""
-    connection.execute("UPDATE peers SET score = max(-?1, min(?1, score + ?2)) WHERE node_id = ?3", (SCORE_MAX, change, node_id))
+    connection.execute(
+        "UPDATE peers SET score = max(-?1, min(?1, score + ?2)) WHERE node_id = ?3", numbered(SCORE_MAX, change, node_id)
+    )
 
 
 def ban_peer(connection: sqlite3.Connection, node_id: bytes, reason: str, now_ms: int, until_ms: int) -> None:
@@ -72,7 +74,7 @@ def ban_peer(connection: sqlite3.Connection, node_id: bytes, reason: str, now_ms
     connection.execute(
         """INSERT INTO peers (node_id, first_seen_ms, last_seen_ms, banned_until_ms, ban_reason) VALUES (?1, ?2, ?2, ?3, ?4)
            ON CONFLICT (node_id) DO UPDATE SET banned_until_ms = ?3, ban_reason = ?4 WHERE banned_until_ms < ?3""",
-        (node_id, now_ms, until_ms, reason),
+        numbered(node_id, now_ms, until_ms, reason),
     )
 
 
@@ -116,7 +118,7 @@ def forget_peers(connection: sqlite3.Connection, keep_max: int, now_ms: int) -> 
     return connection.execute(
         """DELETE FROM peers WHERE banned_until_ms <= ?1 AND source <> 'static' AND node_id NOT IN
            (SELECT node_id FROM peers ORDER BY last_seen_ms DESC, node_id LIMIT ?2)""",
-        (now_ms, keep_max),
+        numbered(now_ms, keep_max),
     ).rowcount
 
 
@@ -132,7 +134,7 @@ def put_peer(connection: sqlite3.Connection, row: PeerRow) -> None:
            ON CONFLICT (node_id) DO UPDATE SET addresses = ?3, source = ?4, last_seen_ms = ?7, last_connected_ms = ?8,
            failures = ?9, score = ?10, banned_until_ms = ?11, ban_reason = ?12,
            public_key = CASE WHEN length(?2) THEN ?2 ELSE public_key END, agent = CASE WHEN length(?5) THEN ?5 ELSE agent END""",
-        (
+        numbered(
             row.node_id, row.public_key, json.dumps(row.addresses[:ADDRESSES_MAX]), row.source, row.agent, row.first_seen_ms,
             row.last_seen_ms, row.last_connected_ms, row.failures, max(-SCORE_MAX, min(SCORE_MAX, row.score)),
             row.banned_until_ms, row.ban_reason,

@@ -13,6 +13,7 @@ from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
 from p2pnode.transport.events import AttachmentArrived, CancelArrived, Event, RefusalArrived, ReplyArrived, RequestArrived
 from p2pnode.transport.limits import BufferBudget, Limits
+from p2pnode.transport.pump import Turn
 from p2pnode.transport.requests import Incoming, Pending, Reply, Router
 from p2pnode.transport.session import Session
 from p2pnode.wire.codec import decode_numbered
@@ -28,7 +29,7 @@ class LinkSurroundings:
     """What all links of one node share. strict: let a bug met while serving a peer stop the node.
 
     on_violation: told of every breach of the protocol by a verified peer, so that its score can be lowered.
-    before_flush: called after each turn's requests were handed on, before what came of them is sent.
+    before_flush: called after each turn's requests were handed on, before what came of them is sent. turn: of all their pumps.
     """
 
     limits: Limits
@@ -36,6 +37,7 @@ class LinkSurroundings:
     budget: BufferBudget
     clock: Clock
     router: Router
+    turn: Turn
     strict: bool = False
     on_violation: Callable[[bytes, Reason], None] = lambda node_id, reason: None
     before_flush: Callable[[], None] = lambda: None
@@ -46,13 +48,13 @@ class Dispatcher:
     """Hands one link's events on, synchronously and in order.
 
     incoming: the peer's requests that have not been answered. arriving: our requests whose reply's attachment is on its way.
-    room: where tasks wait to send a request while too many are open.
     """
 
     def __init__(self, link: "Link", session: Session, around: LinkSurroundings) -> None:
         self.incoming: dict[int, Incoming] = {}
         self.arriving: dict[int, Pending] = {}
-        self.room = trio.lowlevel.ParkingLot()
+        # Where tasks wait to send a request while too many are open; made when the first one does.
+        self._room: trio.lowlevel.ParkingLot | None = None
         self._link = link
         self._session = session
         self._around = around
@@ -81,8 +83,12 @@ class Dispatcher:
     def _handle(self, event: Event) -> None:
         if isinstance(event, RequestArrived):
             self._requested(event)
+            if event.attachment is None:
+                self._measure()
         elif isinstance(event, ReplyArrived):
             self._replied(event)
+            if event.attachment is None:
+                self._measure()
         elif isinstance(event, AttachmentArrived):
             incoming = self.incoming.get(event.number)
             pending = self.arriving.pop(event.number, None)
@@ -98,6 +104,11 @@ class Dispatcher:
                 cancelled.cancel()
         elif event.reason is not Reason.DUPLICATE_SESSION:
             self._link.end(event.reason)
+
+    def _measure(self) -> None:
+        """A stream begins: how fast its window may grow depends on the round trip, so that must be known."""
+        if not self._session.rtt_seconds:
+            self._link.guarded(self._session.send_ping, self._around.clock.monotonic())
 
     def _requested(self, event: RequestArrived) -> None:
         try:
@@ -165,6 +176,16 @@ class Dispatcher:
         if pending.reserved:
             self._around.budget.give(pending.reserved)
             pending.reserved = 0
-        if self.room:
-            self.room.unpark()
+        self.make_room(1)
         pending.on_reply(reply)
+
+    async def wait_for_room(self) -> None:
+        """Wait until a request is over."""
+        if self._room is None:
+            self._room = trio.lowlevel.ParkingLot()
+        await self._room.park()
+
+    def make_room(self, count: int) -> None:
+        """Wake so many of those that wait to send a request."""
+        if self._room is not None:
+            self._room.unpark(count=count)

@@ -68,7 +68,10 @@ class SendCipher(Protocol):
 class ReceiveCipher(Protocol):
     """The receiving direction of encryption, as `crypto.noise.CipherState` gives it."""
 
-    records: int
+    @property
+    def records(self) -> int:
+        """How many records were opened under the present key."""
+        ...
 
     def open_into(self, sealed: memoryview, out: memoryview) -> int:
         """Open to the start of `out`; give the size. Raises ProtocolViolation."""

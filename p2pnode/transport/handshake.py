@@ -9,16 +9,19 @@ Messages 2 and 3 carry a HandshakePayload, in which the Ed25519 identity signs t
 proven. Nothing outside this file sees a peer before that signature, the expected node id and the version have been checked.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from p2pnode.crypto.hashing import document_hash
 from p2pnode.crypto.keys import Identity, check_puzzle, node_id_of
-from p2pnode.crypto.noise import SUITES, CipherState, HandshakeState
+from p2pnode.crypto.noise import SUITES, HandshakeState
 from p2pnode.crypto.signing import verify
+from p2pnode.environment import Buffer
 from p2pnode.errors import ProtocolViolation
 from p2pnode.ids import NodeId
 from p2pnode.reasons import Reason
+from p2pnode.transport.frames import ReceiveCipher, SendCipher
 from p2pnode.wire.codec import decode, encode
 from p2pnode.wire.messages.session import HandshakePayload
 from p2pnode.wire.version import SPOKEN, VersionRange, agree
@@ -67,15 +70,37 @@ class Established:
     """The handshake is complete: the ciphers for sending and receiving, and the verified peer."""
 
     peer: Peer
-    sender: CipherState
-    receiver: CipherState
+    sender: SendCipher
+    receiver: ReceiveCipher
+
+
+class NoiseState(Protocol):
+    """The cryptographic side of a handshake, as `crypto.noise.HandshakeState` gives it."""
+
+    remote_static: bytes
+
+    def write_message(self, payload: bytes) -> bytes:
+        """Give the next message."""
+        ...
+
+    def read_message(self, message: Buffer) -> bytes:
+        """Take the peer's next message and give its payload. Raises ProtocolViolation."""
+        ...
+
+    def split(self) -> tuple[SendCipher, ReceiveCipher]:
+        """Give the ciphers for sending and for receiving."""
+        ...
 
 
 class Handshake:
     """One side of one handshake. `receive` takes bytes and gives bytes; `established` is set at the end.
 
-    expected: the node id that was dialled, if it is known. ephemeral: 32 fresh random bytes.
+    introduction: our own. expected: the node id that was dialled, if it is known. ephemeral: 32 fresh random bytes.
+    A simulation that does without cryptography replaces `suites`, `noise_state`, `signature`, `check_signature` and
+    `establish`; everything else is the same there.
     """
+
+    suites: Collection[int] = SUITES
 
     def __init__(
         self,
@@ -89,20 +114,20 @@ class Handshake:
         message_bytes_max: int = 4096,
     ) -> None:
         self.established: Established | None = None
-        self._introduction = introduction
+        self.introduction = introduction
         self._initiator = initiator
         self._ephemeral = ephemeral
         self._seen_address = seen_address
         self._expected = expected
         self._message_bytes_max = message_bytes_max
         self._buffer = bytearray()
-        self._noise: HandshakeState | None = None
+        self._noise: NoiseState | None = None
         self._peer_versions: VersionRange | None = None
         if initiator:
             versions = introduction.versions
             tag = network_tag(introduction.network_id)
             self._preamble = bytes((suite, versions.oldest, versions.newest, 0)) + tag
-            self._noise = self._start(self._preamble)
+            self._noise = self.noise_state(self._preamble)
         self._read = 0
 
     def start(self) -> bytes:
@@ -140,7 +165,7 @@ class Handshake:
         """True for a responder that has not answered yet: it may say why it refuses, with `refusal`."""
         return not self._initiator and self._read == 0
 
-    def _step(self, noise: HandshakeState, message: bytes) -> bytes:
+    def _step(self, noise: NoiseState, message: bytes) -> bytes:
         payload = noise.read_message(message)
         self._read += 1
         if not self._initiator and self._read == 1:
@@ -149,32 +174,46 @@ class Handshake:
             return _sized(noise.write_message(self._payload()))
         peer = self._verify(noise, payload)
         answer = b"" if not self._initiator else _sized(noise.write_message(self._payload()))
-        sender, receiver = noise.split()
-        self.established = Established(peer, sender, receiver)
+        self.established = self.establish(peer, noise)
         return answer
 
-    def _start(self, preamble: bytes) -> HandshakeState:
-        prologue = _LABEL + preamble + self._introduction.network_id
-        static = self._introduction.identity.static_key()
+    def noise_state(self, preamble: bytes) -> NoiseState:
+        """Give the cryptographic side of this handshake."""
+        prologue = _LABEL + preamble + self.introduction.network_id
+        static = self.introduction.identity.static_key()
         return HandshakeState(SUITES[preamble[0]], self._initiator, prologue, static, self._ephemeral)
 
-    def _accept_preamble(self, preamble: bytes) -> HandshakeState:
+    def signature(self) -> bytes:
+        """Give the identity's signature of its static key."""
+        identity = self.introduction.identity
+        return identity.sign(DOMAIN, self.introduction.network_id, identity.static_public_key)
+
+    def check_signature(self, noise: NoiseState, payload: HandshakePayload) -> None:
+        """Check that the peer's identity owns the static key that Noise has proven. Raises ProtocolViolation."""
+        verify(DOMAIN, self.introduction.network_id, noise.remote_static, payload.identity, payload.signature)
+
+    def establish(self, peer: Peer, noise: NoiseState) -> Established:
+        """Give the two ciphers of a handshake whose messages have all passed."""
+        sender, receiver = noise.split()
+        return Established(peer, sender, receiver)
+
+    def _accept_preamble(self, preamble: bytes) -> NoiseState:
         suite, oldest, newest, zero = preamble[:4]
-        if suite not in SUITES or zero != 0:
+        if suite not in self.suites or zero != 0:
             raise ProtocolViolation(Reason.BAD_HANDSHAKE, "this is no p2pnode, or one with a cipher we do not know")
-        if preamble[4:] != network_tag(self._introduction.network_id):
+        if preamble[4:] != network_tag(self.introduction.network_id):
             raise ProtocolViolation(Reason.WRONG_NETWORK, "the peer is in another network")
         self._peer_versions = VersionRange(oldest, newest)
-        agree(self._introduction.versions, self._peer_versions)
-        return self._start(preamble)
+        agree(self.introduction.versions, self._peer_versions)
+        return self.noise_state(preamble)
 
     def _payload(self) -> bytes:
-        own = self._introduction
+        own = self.introduction
         identity = own.identity
         return encode(
             HandshakePayload(
                 identity=identity.public_key,
-                signature=identity.sign(DOMAIN, own.network_id, identity.static_public_key),
+                signature=self.signature(),
                 version=own.versions.newest,
                 features=own.features,
                 agent=own.agent,
@@ -183,10 +222,10 @@ class Handshake:
             )
         )
 
-    def _verify(self, noise: HandshakeState, data: bytes) -> Peer:
+    def _verify(self, noise: NoiseState, data: bytes) -> Peer:
         payload = decode(HandshakePayload, data, self._message_bytes_max)
-        own = self._introduction
-        verify(DOMAIN, own.network_id, noise.remote_static, payload.identity, payload.signature)
+        own = self.introduction
+        self.check_signature(noise, payload)
         node_id = node_id_of(payload.identity)
         if node_id == own.identity.node_id:
             if payload.instance == own.instance:

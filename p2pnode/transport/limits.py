@@ -1,16 +1,22 @@
 """Every limit of the transport, by name, and the two small machines that keep the per-address and per-rate ones.
 
-A limit that stops something is counted as `limit_hits_total{name of the field}`. Sources: the values of go-libp2p's
-resource manager (`limit_defaults.go`) as a yardstick, scaled to one daemon on one volunteer's machine.
+A limit that stops something is counted as `limit_hits_total{name of the field}`; those of `rates` also with `_per_network`.
+Sources: the values of go-libp2p's resource manager (`limit_defaults.go`) as a yardstick, scaled to one daemon on one
+volunteer's machine.
 """
 
 import ipaddress
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from p2pnode.errors import Refused
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
+
+# Parsing an address takes 20 µs, and each connection needs it twice.
+_HOSTS_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,8 @@ class Limits:
     half_open_max: int = 32
     # Opening the connection below the handshake: three SYNs.
     dial_seconds: float = 10.0
+    # The next of a peer's addresses is tried beside one that has not answered for so long (RFC 8305 section 5).
+    dial_stagger_seconds: float = 0.25
     # Whole handshake: five seconds of round trips on the worst link, doubled.
     handshake_seconds: float = 10.0
     # A connection that says nothing is a port scan.
@@ -41,6 +49,9 @@ class Limits:
     handshake_message_bytes_max: int = 4096
     # Unpinned sessions without requests are closed so that a place is free for others.
     idle_seconds: float = 60.0
+    # When all places are taken, the unpinned session that has been idle longest makes room for a new one, if it was for so long.
+    # Long enough for the first request of a newcomer, short enough for a lookup's many peers.
+    evict_idle_seconds: float = 0.5
     # A pinned session, or one with requests in flight, is probed this often so that NAT mappings live (30 s is common) ...
     keepalive_seconds: float = 20.0
     # ... and given up when a probe brings nothing for so long.
@@ -73,6 +84,15 @@ class Limits:
     # Control frames without content (pings, cancels, credits) one peer may send.
     control_rate: float = 20_000.0
     control_burst: float = 40_000.0
+    # What discovery costs the answerer more than the asker, for each peer and again for each network (/24, /48) of peers.
+    # Lookups: a node's own lookup asks one peer once; sixty at once is a node that starts and fills its table.
+    lookup_rate: float = 20.0
+    lookup_burst: float = 60.0
+    # The rest of discovery, gossip above all: ten times what a neighbour of a busy network has to tell.
+    discovery_rate: float = 50.0
+    discovery_burst: float = 200.0
+    # Of so many peers and networks the rates are remembered; far more than can be connected at once.
+    rate_buckets_max: int = 4096
     # All buffers that peers can make this node allocate, together.
     buffer_bytes_max: int = 128 << 20
     # Old keys are destroyed after so many records or so long, whichever is first (AES-GCM's bound is 2^24.5 full records).
@@ -139,7 +159,8 @@ class ConnectionGate:
     """Decides who may connect: pure bookkeeping over addresses, half-open handshakes and open sessions.
 
     exempt_private: loopback, link-local and private addresses are not bound by the per-address limits, because a whole
-    household or test machine shares them.
+    household or test machine shares them. make_room: asked, when all places are taken, to close a session that nobody needs
+    (argument: only one opened by its peer) and to give its place back; says whether it did.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics, exempt_private: bool, now: float) -> None:
@@ -152,6 +173,7 @@ class ConnectionGate:
         self.half_open = 0
         self.inbound = 0
         self.outbound = 0
+        self.make_room: Callable[[bool], bool] = lambda only_inbound: False
 
     def admit(self, remote_address: str, now: float) -> None:
         """Count a new inbound connection as half-open. Raises Refused with the reason when a limit forbids it.
@@ -159,15 +181,8 @@ class ConnectionGate:
         Every admitted connection must be given back with `leave`.
         """
         limits = self._limits
-        total = self.inbound + self.outbound
         if self.half_open >= limits.half_open_max:
             self._refuse("half_open_max", Reason.TOO_MANY_CONNECTIONS)
-        if self.inbound >= limits.inbound_max:
-            self._refuse("inbound_max", Reason.TOO_MANY_CONNECTIONS)
-        if total >= limits.connections_max:
-            self._refuse("connections_max", Reason.TOO_MANY_CONNECTIONS)
-        if total >= limits.connections_max - max(0, limits.outbound_reserved - self.outbound):
-            self._refuse("outbound_reserved", Reason.TOO_MANY_CONNECTIONS)
         exempt = self._exempt_private and is_private(remote_address)
         address, network = address_groups(remote_address)
         if not exempt:
@@ -177,6 +192,12 @@ class ConnectionGate:
                 self._refuse("per_network_max", Reason.TOO_MANY_CONNECTIONS)
         if not exempt and not self._accepting.take(now):
             self._refuse("accept_rate", Reason.RATE)
+        # Last, so that whoever is refused for another reason costs nobody a session.
+        full = self._full_for_inbound()
+        if full and self.make_room(True):
+            full = self._full_for_inbound()
+        if full:
+            self._refuse(full, Reason.TOO_MANY_CONNECTIONS)
         self._by_address[address] += 1
         self._by_network[network] += 1
         self.inbound += 1
@@ -195,15 +216,28 @@ class ConnectionGate:
                 del counter[key]
         self.inbound -= 1
 
-    def dial(self) -> None:
-        """Count an outbound connection. Raises Refused when all places are taken."""
-        if self.inbound + self.outbound >= self._limits.connections_max:
+    def dial(self, may_make_room: bool = True) -> None:
+        """Count an outbound connection. Raises Refused when all places are taken and none can, or may, be made."""
+        full = self.inbound + self.outbound >= self._limits.connections_max
+        if full and not (may_make_room and self.make_room(False)):
             self._refuse("connections_max", Reason.TOO_MANY_CONNECTIONS)
         self.outbound += 1
 
     def hang_up(self) -> None:
         """An outbound connection is gone."""
         self.outbound -= 1
+
+    def _full_for_inbound(self) -> str:
+        """Name the limit by which no more inbound connections fit, or give nothing."""
+        limits = self._limits
+        total = self.inbound + self.outbound
+        if self.inbound >= limits.inbound_max:
+            return "inbound_max"
+        if total >= limits.connections_max:
+            return "connections_max"
+        if total >= limits.connections_max - max(0, limits.outbound_reserved - self.outbound):
+            return "outbound_reserved"
+        return ""
 
     def _refuse(self, limit: str, reason: Reason) -> None:
         self._metrics.add("limit_hits_total", limit)
@@ -212,7 +246,11 @@ class ConnectionGate:
 
 def address_groups(remote_address: str) -> tuple[str, str]:
     """Give the host of `host:port` and the network it belongs to: /24 for IPv4, /48 for IPv6, itself for a name."""
-    host = remote_address.rpartition(":")[0].strip("[]")
+    return _groups_of(remote_address.rpartition(":")[0].strip("[]"))
+
+
+@lru_cache(_HOSTS_REMEMBERED)
+def _groups_of(host: str) -> tuple[str, str]:
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,13 +1,15 @@
-"""A link: one session with one verified peer over one stream, and the two tasks that drive it.
+"""A link: one session with one verified peer over one stream, and the task that drives it.
 
 The hot path has no task hops: the reader takes what the kernel has, and for each record hands requests to the router and
 replies to whoever waits; what they send is collected and leaves in one call when the batch is done. Sends from elsewhere
-leave at once when nothing else is in flight, and otherwise together, at the end of the scheduling tick, through the writer
-task. The writer also takes over whenever the kernel has no room.
+leave at once when nothing else is in flight, and otherwise together, at the end of the scheduling tick. Whenever the kernel has
+no room, a task of the pump's waits for it.
 """
 
 import contextlib
+import math
 import mmap
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -26,6 +28,13 @@ from p2pnode.wire.codec import encode_numbered
 from p2pnode.wire.registry import Message
 
 Result = TypeVar("Result")
+# How soon a link that became busy is looked at, and how often while it is; every time-out is many times longer.
+_SOON_SECONDS = 5.0
+_BUSY_SECONDS = 1.0
+# The first receive buffer of a link, and how much larger each next one is.
+_FIRST_BUFFER_BYTES = 2048
+_BUFFER_GROWTH = 8
+_MAPPED_BYTES_MIN = 65_536
 
 
 class Link:
@@ -53,15 +62,17 @@ class Link:
             around.budget,
             around.clock.monotonic(),
         )
-        # Anonymous mappings: pages that no traffic reaches cost nothing, so an idle link stays at a few of them.
-        self._received = memoryview(mmap.mmap(-1, max(limits.receive_buffer_bytes, len(leftover))))
+        # It starts small and grows where traffic fills it, so that a link that only asks and answers stays at a few kilobytes.
+        self._received = memoryview(bytearray(max(min(_FIRST_BUFFER_BYTES, limits.receive_buffer_bytes), len(leftover))))
         self._received[: len(leftover)] = leftover
         self._start, self._end_of_data = 0, len(leftover)
-        self._pump = Pump(stream, self._session, limits, around.metrics, around.clock, self._failed)
+        self._pump = Pump(stream, self._session, around.turn, around.metrics, around.clock, self._failed)
         self._record_at = around.clock.monotonic()
         self._dispatcher = Dispatcher(self, self._session, around)
         self._scope = trio.CancelScope()
         self._retire_at = float("inf")
+        # When `tick` next has something to do, if nothing happens until then.
+        self.due_at = 0.0
 
     # --- for the layers above ----------------------------------------------------------------------------------------
 
@@ -73,6 +84,24 @@ class Link:
     @pinned.setter
     def pinned(self, value: bool) -> None:
         self._session.pinned = value
+        self.due_at = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is in flight, half arrived or held up, so that `tick` looks at it every second."""
+        return self._session.is_busy or self._pump.blocked or self._end_of_data > self._start
+
+    def idle_since(self) -> float:
+        """Give when the link last carried a message; never, as infinity, for one that is kept, in use or over."""
+        session = self._session
+        if session.pinned or session.waiting or session.open_requests or self.closed is not None:
+            return math.inf
+        return session.active_at
+
+    @property
+    def local_address(self) -> str:
+        """`host:port` of this end, as this machine knows it."""
+        return self._stream.local_address
 
     @property
     def rtt_seconds(self) -> float:
@@ -100,7 +129,7 @@ class Link:
         when the reply is not a message.
         """
         while len(self._session.waiting) >= self._limits.requests_in_flight_max and self.closed is None:
-            await self._dispatcher.room.park()
+            await self._dispatcher.wait_for_room()
         task = trio.lowlevel.current_task()
         outcome: list[Reply | PeerError] = []
         waiting = False
@@ -145,8 +174,14 @@ class Link:
         if len(session.waiting) >= self._limits.requests_in_flight_max:
             self._metrics.add("limit_hits_total", "requests_in_flight_max")
             raise Refused(Reason.TOO_MANY_REQUESTS, "this node's own requests on the link")
+        now = self._clock.monotonic()
+        is_silent = session.advance(now)
+        if self.due_at > now + _SOON_SECONDS:
+            self.due_at = now + _SOON_SECONDS
         try:
             number = session.send_request(Pending(on_reply, sink), encode_numbered(message), attachment)
+            if is_silent:
+                session.send_ping(now)  # in the same record: if the peer is gone, it is known after `pong_seconds`
         except ProtocolViolation as error:
             self._violated(error)
             raise Unreachable(f"the link is closed: {error.reason.value}") from error
@@ -165,7 +200,7 @@ class Link:
             if pending is not None:
                 self.release(pending.reserved)
             self.guarded(self._session.send_cancel, number)
-            self._dispatcher.room.unpark()
+            self._dispatcher.make_room(1)
             self._pump.kick()
 
     def close(self, reason: Reason) -> None:
@@ -179,34 +214,31 @@ class Link:
 
     async def run(self) -> Reason:
         """Drive the link until it is over and give the reason. Cancelled: says goodbye first. Closes the stream."""
-        self.guarded(self._session.send_ping, self._clock.monotonic())
-        self._pump.kick()
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._pump.run)
-                    await self._read()
-                    nursery.cancel_scope.cancel()
+                await self._read()
         finally:
             self.close(Reason.SHUTTING_DOWN)
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(self._limits.goodbye_seconds) as goodbye:
-                    await self._pump.drain()
-                if goodbye.cancelled_caught:
-                    self._metrics.add("limit_hits_total", "goodbye_seconds")
+                if not self._pump.is_drained:
+                    with trio.move_on_after(self._limits.goodbye_seconds) as goodbye:
+                        await self._pump.drain()
+                    if goodbye.cancelled_caught:
+                        self._metrics.add("limit_hits_total", "goodbye_seconds")
+                self._pump.stop()
                 await self._stream.aclose()
         return self.closed or Reason.CONNECTION_LOST
 
     def retire(self, successor: "Link | None") -> None:
         """Another link with the same peer has taken over: finish what is in flight, within a time, and end."""
         self.successor = successor
-        self._retire_at = self._clock.monotonic() + self._limits.retire_seconds
+        self.due_at = self._retire_at = self._clock.monotonic() + self._limits.retire_seconds
         self.guarded(self._session.send_goodbye, Reason.DUPLICATE_SESSION)
         self._pump.flush()
         self._end_if_retired()
 
     def tick(self, now: float) -> None:
-        """Do what is due by the clock; the service calls it about once a second."""
+        """Do what is due by the clock; the service calls it when `due_at` has come."""
         if self.closed is not None:
             return
         limits = self._limits
@@ -229,6 +261,7 @@ class Link:
             self.close(reason)
         else:
             self._pump.kick()
+            self.due_at = now + _BUSY_SECONDS if self.is_busy else min(self._session.due_at(), self._retire_at)
 
     def reserve(self, size: int) -> bool:
         """Count memory for an attachment against the node's budget; False if there is no room."""
@@ -309,16 +342,28 @@ class Link:
             self._pump.corked = False
         if start > self._start or end == start:
             self._record_at = now
+        was_full = end == len(data)
         if start == end:
             start = end = 0
         elif len(data) - start < RECORD_SIZE_MAX:
             data[: end - start] = data[start:end]
             start, end = 0, end - start
         self._start, self._end_of_data = start, end
+        if was_full and len(data) < self._limits.receive_buffer_bytes:
+            self._grow()
         self._metrics.add("frames_received_total", amount=session.frames_received - frames_before)
         self._pump.flush()
+        if self.due_at > now + _SOON_SECONDS and self.is_busy:
+            self.due_at = now + _SOON_SECONDS
         if self._session.said_goodbye is not None:
             self._end_if_retired()
+
+    def _grow(self) -> None:
+        """Traffic has filled the buffer: take a larger one. Mapped memory costs nothing where no traffic reaches it."""
+        size = min(self._limits.receive_buffer_bytes, _BUFFER_GROWTH * len(self._received))
+        larger = memoryview(bytearray(size) if size < _MAPPED_BYTES_MIN else mmap.mmap(-1, size))
+        larger[self._start : self._end_of_data] = self._received[self._start : self._end_of_data]
+        self._received = larger
 
     # --- ending ------------------------------------------------------------------------------------------------------
 
@@ -362,5 +407,5 @@ class Link:
         self._dispatcher.incoming.clear()
         for incoming in unanswered:
             incoming.cancel()
-        self._dispatcher.room.unpark_all()
+        self._dispatcher.make_room(sys.maxsize)
         session.close()

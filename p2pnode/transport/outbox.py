@@ -4,7 +4,6 @@ Pure, like the session it belongs to: frames are queued by `open`, `queue` and `
 caller's buffer. Only headers and messages count towards the queue's limit; attachments wait in their owner's memory.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from p2pnode.environment import Buffer
@@ -37,11 +36,11 @@ class Outbox:
         self._parts: list[Buffer] = []
         self._size = 0
         self._control = 0
-        self._records: deque[tuple[list[Buffer], int]] = deque()
+        self._records: list[tuple[list[Buffer], int]] = []
         self._control_total = 0
         self._sealed_callbacks: list[Callable[[], None]] = []
         self._finished: Callable[[int], None] = lambda number: None
-        self._ready: deque[OutgoingStream] = deque()
+        self._ready: list[OutgoingStream] = []
         self._rekeyed_at = now
         self._since_rekey = 0
 
@@ -124,7 +123,7 @@ class Outbox:
                 plain = b"".join(parts)
                 if len(plain) + frames.RECORD_OVERHEAD > room - written:
                     return written
-                self._records.popleft()
+                del self._records[0]
                 self._control_total -= control
             else:
                 if self._size + frames.RECORD_OVERHEAD > room - written:
@@ -157,7 +156,7 @@ class Outbox:
 
     def _send_burst(self, space: memoryview, now: float) -> int:
         """Seal one DATA frame and the attachment bytes it announces: as many full records as fit."""
-        stream = self._ready.popleft()
+        stream = self._ready.pop(0)
         records = min(_BURST_RECORDS, (len(space) - 64) // frames.RECORD_SIZE_MAX)
         burst = min(stream.limit - stream.sent, records * frames.PLAIN_SIZE_MAX)
         written = self._seal(frames.DATA_FRAME.pack(frames.DATA, 0, 4, stream.number, burst), space)

@@ -5,7 +5,7 @@ keep the same one however their messages cross. The one that loses finishes what
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 
@@ -18,15 +18,22 @@ from p2pnode.errors import ProtocolViolation, Refused, Unreachable
 from p2pnode.ids import NodeId
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
+from p2pnode.transport.dialling import Dialler, count_failure, receive_handshake, send_all, tell
 from p2pnode.transport.dispatch import LinkSurroundings
 from p2pnode.transport.handshake import Established, Handshake, Introduction, Peer, refusal
 from p2pnode.transport.limits import BufferBudget, ConnectionGate, Limits
 from p2pnode.transport.link import Link
+from p2pnode.transport.pump import Turn
 from p2pnode.transport.requests import Router
+from p2pnode.wire.registry import Message
 from p2pnode.wire.version import SPOKEN, VersionRange
 
-# How often time-outs and probes are looked at; every one of them is many times longer.
+# How often time-outs and probes are looked at: the longer pause while nothing stays in flight. Every one of them is several times
+# longer.
 _TICK_SECONDS = 1.0
+_CALM_SECONDS = 5.0
+# What the initiator of a session says that is not to become the link with its peer (`ask_aside`).
+ASIDE = "aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,10 @@ def precedence(own: bytes, existing: Peer, new: Peer) -> Precedence:
 
 
 class TransportService:
-    """All links of one node. on_link_up and on_link_down are called in pairs, with one link up per peer at any time."""
+    """All links of one node. on_link_up and on_link_down are called in pairs, with one link up per peer at any time.
+
+    handshakes: makes one side of a handshake; a simulation gives one of its own.
+    """
 
     def __init__(
         self,
@@ -84,11 +94,14 @@ class TransportService:
         settings: TransportSettings,
         metrics: Metrics,
         router: Router,
+        handshakes: Callable[..., Handshake] = Handshake,
     ) -> None:
         self.on_link_up: Callable[[Link], None] = lambda link: None
         self.on_link_down: Callable[[Link, Reason], None] = lambda link, reason: None
         self.on_violation: Callable[[bytes, Reason], None] = lambda node_id, reason: None
         self.before_flush: Callable[[], None] = lambda: None
+        self.on_aside: Router = lambda incoming: incoming.refuse(Reason.UNKNOWN_MESSAGE)
+        self._handshakes = handshakes
         self._environment = environment
         self._identity = identity
         self._network_id = network_id
@@ -96,17 +109,24 @@ class TransportService:
         self._metrics = metrics
         limits = self._limits = settings.limits
         self._around = LinkSurroundings(
-            limits, metrics, BufferBudget(limits.buffer_bytes_max, metrics), environment.clock, router, settings.strict,
+            limits, metrics, BufferBudget(limits.buffer_bytes_max, metrics), environment.clock, router,
+            Turn(limits.send_buffer_bytes), settings.strict,
             lambda node_id, reason: self.on_violation(node_id, reason),
             lambda: self.before_flush(),
         )  # fmt: skip
+        self._around_aside = replace(self._around, router=lambda incoming: self.on_aside(incoming))
         self._instance = environment.entropy.token(16).hex()
         self._suite = settings.suite or preferred_suite()
         self._links: dict[NodeId, Link] = {}
-        self._all: set[Link] = set()
+        # In order of arrival, so that a simulation visits them in the same order in every run.
+        self._all: dict[Link, None] = {}
+        # Closed to make room, and still to say goodbye: their places are given away already.
+        self._leaving: dict[Link, None] = {}
         self._dialling: dict[NodeId, trio.Event] = {}
         self._listeners: list[Listener] = []
         self._gate: ConnectionGate | None = None
+        self._dialler: Dialler | None = None
+        self._dialler_aside: Dialler | None = None
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -136,25 +156,30 @@ class TransportService:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, serve and keep time until cancelled; then say goodbye on every link. Raises ConfigError at the start."""
         clock = self._environment.clock
-        self._gate = ConnectionGate(self._limits, self._metrics, self._settings.exempt_private, clock.monotonic())
+        gate = self._gate = ConnectionGate(self._limits, self._metrics, self._settings.exempt_private, clock.monotonic())
+        gate.make_room = self._make_room
+        network = self._environment.network
+        self._dialler = Dialler(network, gate, self._limits, self._metrics, self._handshake)
+        self._dialler_aside = Dialler(network, gate, self._limits, self._metrics, self._handshake_aside)
         try:
             for address in self._settings.listen:
                 self._listeners.append(await self._environment.network.listen(address))
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                await nursery.start(self._around.turn.run)
                 for listener in self._listeners:
                     nursery.start_soon(self._listen, listener)
                 nursery.start_soon(self._keep_time)
                 task_status.started()
         finally:
-            self._nursery = None
+            self._nursery = self._dialler = self._dialler_aside = None
             listeners, self._listeners = self._listeners, []
             with trio.CancelScope(shield=True):
                 for listener in listeners:
                     await listener.aclose()
 
     async def connect(self, addresses: Sequence[str], expected: NodeId | None = None) -> Link:
-        """Give the open link with a peer, or dial its addresses in turn until one answers.
+        """Give the open link with a peer, or dial its addresses, staggered, until one answers.
 
         expected: who must answer; None takes whoever does. Concurrent calls for one peer share one dial.
         Raises Unreachable when no address leads to the peer, ProtocolViolation when the last one that answered broke the
@@ -181,76 +206,56 @@ class TransportService:
         await trio.lowlevel.checkpoint()
         return self._links[expected]
 
+    async def ask_aside(self, address: str, expected: NodeId, message: Message) -> Message:
+        """Dial a peer at this very address, beside whatever link stands with it, ask one thing there, and close it again.
+
+        Such a session never becomes the link with the peer; at the other end its requests go to `on_aside` alone. Raises as
+        `connect` and `Link.request` do. Cancelled: the session is closed.
+        """
+        dialler, nursery = self._dialler_aside, self._nursery
+        if dialler is None or nursery is None:
+            raise Unreachable("this node's transport is not running")
+        opened = await dialler.open([address], expected)
+        assert opened is not None, "nothing makes this opening moot"
+        tell(opened.stream, opened.last)
+        link = Link(opened.stream, opened.established, opened.leftover, self._around_aside)
+        self._all[link] = None
+        nursery.start_soon(self._drive_outbound, link)
+        try:
+            return (await link.request(message)).message
+        finally:
+            link.close(Reason.IDLE)
+
     # --- dialling ----------------------------------------------------------------------------------------------------
 
     async def _dial_any(self, addresses: Sequence[str], expected: NodeId | None) -> Link:
-        violation: ProtocolViolation | None = None
-        failures = []
-        for address in addresses:
-            try:
-                return await self._dial(address, expected)
-            except ProtocolViolation as error:
-                violation = error
-                self._count_failure(error)
-            except Unreachable as error:
-                failures.append(str(error))
-            if expected is not None and expected in self._links:
-                return self._links[expected]
-        if violation is not None:
-            raise violation
-        raise Unreachable("; ".join(failures) or "no address is known for this peer")
-
-    async def _dial(self, address: str, expected: NodeId | None) -> Link:
-        gate, nursery = self._gate, self._nursery
-        if gate is None or nursery is None:
+        dialler = self._dialler
+        if dialler is None:
             raise Unreachable("this node's transport is not running")
-        gate.dial()
-        stream: ByteStream | None = None
-        adopted = False
-        try:
-            with trio.move_on_after(self._limits.dial_seconds):
-                stream = await self._environment.network.dial(address)
-            if stream is None:
-                self._metrics.add("limit_hits_total", "dial_seconds")
-                raise Unreachable(f"{address}: no answer within {self._limits.dial_seconds:g} s")
-            handshake = self._handshake(stream, True, expected)
-            established, last = await self._shake_as_initiator(stream, handshake, address)
-            node_id = established.peer.node_id
-            existing = self._links.get(node_id)
-            if existing is not None and self._settle(existing.peer, established.peer) is Precedence.RETIRE:
-                # The peer's own dial has won meanwhile. Without message 3 the peer never sees this session.
-                return existing
-            _tell(stream, last)
-            link = Link(stream, established, handshake.leftover, self._around)
-            nursery.start_soon(self._drive_outbound, link)
-            adopted = True
-            self._adopt(link)
-            return link
-        finally:
-            if not adopted:
-                gate.hang_up()
-                if stream is not None:
-                    with trio.CancelScope(shield=True):
-                        await stream.aclose()
-
-    async def _shake_as_initiator(self, stream: ByteStream, handshake: Handshake, address: str) -> tuple[Established, bytes]:
-        """Shake hands up to the last message, which is given back unsent."""
-        established: Established | None = None
-        last = b""
-        with trio.move_on_after(self._limits.handshake_seconds):
-            await _send_all(stream, handshake.start())
-            last = await _receive_handshake(stream, handshake)
-            established = handshake.established
-        if established is None:
-            self._metrics.add("limit_hits_total", "handshake_seconds")
-            raise Unreachable(f"{address}: the handshake took longer than {self._limits.handshake_seconds:g} s")
-        return established, last
+        opened = await dialler.open(addresses, expected, lambda: expected in self._links)
+        if opened is None:
+            assert expected is not None, "an opening is moot only beside a link"
+            return self._links[expected]
+        existing = self._links.get(opened.established.peer.node_id)
+        if existing is not None and self._settle(existing.peer, opened.established.peer) is Precedence.RETIRE:
+            # The peer's own dial has won meanwhile. Without message 3 the peer never sees this session.
+            await dialler.close(opened.stream)
+            return existing
+        nursery = self._nursery
+        if nursery is None:
+            await dialler.close(opened.stream)
+            raise Unreachable("this node's transport has stopped")
+        tell(opened.stream, opened.last)
+        link = Link(opened.stream, opened.established, opened.leftover, self._around)
+        nursery.start_soon(self._drive_outbound, link)
+        self._adopt(link)
+        return link
 
     async def _drive_outbound(self, link: Link) -> None:
         try:
             await self._drive(link)
         finally:
-            if self._gate is not None:
+            if self._gate is not None and not self._has_left(link):
                 self._gate.hang_up()
 
     # --- answering ---------------------------------------------------------------------------------------------------
@@ -266,7 +271,7 @@ class TransportService:
                 gate.admit(stream.remote_address, self._environment.clock.monotonic())
             except Refused as error:
                 self._metrics.add("refusals_total", error.reason.value)
-                _tell(stream, refusal(error.reason))
+                tell(stream, refusal(error.reason))
                 await stream.aclose()
                 continue
             nursery.start_soon(self._answer, stream, gate)
@@ -280,13 +285,18 @@ class TransportService:
             gate.verified()
             half_open = False
             if established is not None:
-                link = Link(stream, established, leftover, self._around)
-                self._adopt(link)
+                is_aside = ASIDE in established.peer.features
+                link = Link(stream, established, leftover, self._around_aside if is_aside else self._around)
+                if is_aside:
+                    self._all[link] = None
+                else:
+                    self._adopt(link)
                 await self._drive(link)
         finally:
             if half_open:
                 gate.verified()
-            gate.leave(stream.remote_address)
+            if link is None or not self._has_left(link):
+                gate.leave(stream.remote_address)
             if link is None:
                 with trio.CancelScope(shield=True):
                     await stream.aclose()
@@ -304,35 +314,40 @@ class TransportService:
                 if limit == "handshake_seconds":
                     if count == 0:
                         raise Unreachable("closed before it said anything")
-                    await _send_all(stream, handshake.receive(first[:count]))
-                    await _send_all(stream, await _receive_handshake(stream, handshake))
+                    await send_all(stream, handshake.receive(first[:count]))
+                    await send_all(stream, await receive_handshake(stream, handshake))
             if handshake.established is not None and not whole.cancelled_caught:
                 return handshake.established, handshake.leftover
             self._metrics.add("limit_hits_total", limit)
             self._metrics.add("handshakes_failed_total", Reason.TOO_SLOW.value)
         except ProtocolViolation as error:
-            self._count_failure(error)
+            count_failure(self._metrics, error)
             if handshake.is_in_the_clear:
-                _tell(stream, refusal(error.reason))
+                tell(stream, refusal(error.reason))
         except Unreachable:
             self._metrics.add("handshakes_failed_total", Reason.CONNECTION_LOST.value)
         return None, b""
 
     # --- links -------------------------------------------------------------------------------------------------------
 
-    def _handshake(self, stream: ByteStream, initiator: bool, expected: NodeId | None) -> Handshake:
+    def _handshake_aside(self, stream: ByteStream, initiator: bool, expected: NodeId | None) -> Handshake:
+        return self._handshake(stream, initiator, expected, (ASIDE,))
+
+    def _handshake(
+        self, stream: ByteStream, initiator: bool, expected: NodeId | None, more_features: tuple[str, ...] = ()
+    ) -> Handshake:
         settings = self._settings
         introduction = Introduction(
             identity=self._identity,
             network_id=self._network_id,
             instance=self._instance,
             versions=settings.versions,
-            features=settings.features,
+            features=(*settings.features, *more_features),
             agent=settings.agent,
             addresses=self.addresses[:8],
             puzzle_bits=settings.puzzle_bits,
         )
-        return Handshake(
+        return self._handshakes(
             introduction,
             initiator=initiator,
             ephemeral=self._environment.entropy.token(32),
@@ -342,14 +357,9 @@ class TransportService:
             message_bytes_max=self._limits.handshake_message_bytes_max,
         )
 
-    def _count_failure(self, error: ProtocolViolation) -> None:
-        self._metrics.add("handshakes_failed_total", error.reason.value)
-        if error.reason is Reason.TOO_LARGE:
-            self._metrics.add("limit_hits_total", "handshake_message_bytes_max")
-
     def _adopt(self, link: Link) -> None:
         """Enter a new link and settle it with one that is there already."""
-        self._all.add(link)
+        self._all[link] = None
         self._metrics.add("connections_total", "inbound" if link.peer.inbound else "outbound")
         self._metrics.set("connections_open", len(self._all))
         node_id = link.peer.node_id
@@ -368,6 +378,34 @@ class TransportService:
         self._links[node_id] = link
         self.on_link_up(link)
 
+    def _make_room(self, only_inbound: bool) -> bool:
+        """Close the link that has been idle longest and that nobody keeps, and give its place away at once."""
+        gate = self._gate
+        latest = self._environment.clock.monotonic() - self._limits.evict_idle_seconds
+        victim: Link | None = None
+        for link in self._all:
+            if link.peer.inbound or not only_inbound:
+                idle_since = link.idle_since()
+                if idle_since <= latest:
+                    victim, latest = link, idle_since
+        if victim is None or gate is None:
+            return False
+        self._leaving[victim] = None
+        if victim.peer.inbound:
+            gate.leave(victim.peer.seen_address)
+        else:
+            gate.hang_up()
+        self._metrics.add("limit_hits_total", "evict_idle_seconds")
+        victim.close(Reason.IDLE)
+        return True
+
+    def _has_left(self, link: Link) -> bool:
+        """Say whether a link's place was given away before its end."""
+        if link in self._leaving:
+            del self._leaving[link]
+            return True
+        return False
+
     def _settle(self, existing: Peer, new: Peer) -> Precedence:
         return precedence(self._identity.node_id, existing, new)
 
@@ -380,47 +418,21 @@ class TransportService:
         try:
             await link.run()
         finally:
-            self._all.discard(link)
+            self._all.pop(link, None)
             self._metrics.set("connections_open", len(self._all))
             self._down(link, link.closed or Reason.CONNECTION_LOST)
 
     async def _keep_time(self) -> None:
+        pause = _TICK_SECONDS
         while True:
-            await trio.sleep(_TICK_SECONDS)
+            await trio.sleep(pause)
             now = self._environment.clock.monotonic()
+            pause = _CALM_SECONDS
             in_flight = 0
             for link in list(self._all):
-                link.tick(now)
-                in_flight += link.answering
+                if link.due_at <= now:
+                    link.tick(now)
+                    in_flight += link.answering
+                    if link.is_busy:
+                        pause = _TICK_SECONDS
             self._metrics.set("requests_in_flight", in_flight)
-
-
-def _tell(stream: ByteStream, text: bytes) -> None:
-    """Say why, if the other side still listens."""
-    try:
-        stream.send_nowait((text,))
-    except Unreachable:
-        return
-
-
-async def _send_all(stream: ByteStream, data: bytes) -> None:
-    """Send a few hundred bytes during the handshake."""
-    view = memoryview(data)
-    while view:
-        view = view[stream.send_nowait((view,)) :]
-        if view:
-            await stream.wait_writable()
-
-
-async def _receive_handshake(stream: ByteStream, handshake: Handshake) -> bytes:
-    """Receive until the handshake is established; give what it wants to send last. Raises Unreachable at an early end."""
-    buffer = bytearray(2048)
-    answer = b""
-    while handshake.established is None:
-        if answer:
-            await _send_all(stream, answer)
-        count = await stream.receive_into(memoryview(buffer))
-        if count == 0:
-            raise Unreachable("the peer closed the connection during the handshake")
-        answer = handshake.receive(buffer[:count])
-    return answer

@@ -152,9 +152,24 @@ class Session:
         return not (self.waiting or self.open_requests or self.inbox.streams or box.streams or box.has_output)
 
     @property
+    def is_busy(self) -> bool:
+        """True if something is in flight or half arrived, so that time-outs may fall due at any `tick`."""
+        return not self.is_quiet or self._assembly is not None
+
+    @property
+    def active_at(self) -> float:
+        """When something last began or ended here: a request, a reply, a probe of the peer's."""
+        return self._active_at
+
+    @property
     def numbers_left(self) -> bool:
         """False when the session has used up its request numbers and must be replaced."""
         return self._next_number < self._limits.request_number_max
+
+    def advance(self, now: float) -> bool:
+        """Take note of the time before a request is sent; True if the peer was silent so long that it should be probed too."""
+        self._now = now
+        return now - self._received_at >= self._limits.keepalive_seconds
 
     # --- what arrives ------------------------------------------------------------------------------------------------
 
@@ -196,13 +211,14 @@ class Session:
     def tick(self, now: float) -> Reason | None:
         """Do what is due by the clock: probes. Gives the reason to close the session for, if there is one.
 
-        Call it about once a second, with `output` after it.
+        Call it about once a second while it `is_busy`, else when it is `due_at`, with `output` after it.
         """
         limits = self._limits
         self._now = now
         busy = not self.is_quiet
         if busy or self.pinned:
-            if now - self._pinged_at >= limits.keepalive_seconds:
+            # Whatever came proves the peer alive as well as an answer would; so of two idle sides only one probes.
+            if now - max(self._pinged_at, self._received_at) >= limits.keepalive_seconds:
                 self.send_ping(now)
         elif now - self._active_at >= limits.idle_seconds:
             return self._hit("idle_seconds", Reason.IDLE)
@@ -215,6 +231,15 @@ class Session:
         if self.outbox.stalled(now):
             return self._hit("stream_stall_seconds", Reason.TOO_SLOW)
         return None
+
+    def due_at(self) -> float:
+        """Give when `tick` next has something to do if nothing happens until then."""
+        limits = self._limits
+        probe = max(self._pinged_at, self._received_at) + limits.keepalive_seconds
+        due = probe if self.pinned else self._active_at + limits.idle_seconds
+        if self._ping_at is not None:
+            due = min(due, max(self._ping_at, self._received_at) + limits.pong_seconds)
+        return due
 
     def _receive_frames(self, plain: memoryview, now: float) -> None:
         position, size = 0, len(plain)

@@ -148,23 +148,38 @@ class TcpNetwork:
         raise Unreachable(failure)
 
     async def listen(self, address: str) -> TcpListener:
-        """Listen on `host:port`; port 0 picks one. Raises ConfigError when the address cannot be taken."""
+        """Listen on `host:port`; port 0 picks one. Raises ConfigError when the address cannot be taken.
+
+        `[::]` takes every IPv4 and IPv6 address, or every IPv4 address where the machine has no IPv6.
+        """
         try:
             host, port = _split(address)
             found = await trio.socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            family, kind, protocol, _, target = found[0]
-            sock = socket.socket(family, kind, protocol)
         except (OSError, UnicodeError, Unreachable) as error:
             raise ConfigError(f"cannot listen on {address}: {error}") from error
+        family, _, _, _, target = found[0]
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(target)
-            sock.listen(_BACKLOG)
+            return TcpListener(_bind(family, target))
         except OSError as error:
-            sock.close()
+            if host == "::" and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                return await self.listen(f"0.0.0.0:{port}")
             raise ConfigError(f"cannot listen on {address}: {error.strerror}") from error
-        return TcpListener(sock)
+
+
+def _bind(family: int, target: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if target[0] == "::":
+            # Systems differ in what they do unasked.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(target)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 async def _connect(family: int, kind: int, protocol: int, target: tuple[object, ...]) -> TcpStream:
@@ -191,5 +206,11 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _text(name: tuple[str, int] | tuple[str, int, int, int]) -> str:
-    host, port = name[0], name[1]
+    """Give a socket's name as `host:port`; an IPv4 peer of a listener for both families is written as IPv4.
+
+    A link-local address keeps the number of the interface it was met on, without which nothing could be sent back there.
+    """
+    host, port = name[0].removeprefix("::ffff:") if "." in name[0] else name[0], name[1]
+    if len(name) == 4 and name[3] and "%" not in host:
+        host = f"{host}%{name[3]}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -21,7 +21,7 @@ from p2pnode.environment import Buffer
 from p2pnode.errors import ProtocolViolation
 from p2pnode.reasons import Reason
 from p2pnode.wire.canonical import DEPTH_MAX, check_canonical
-from p2pnode.wire.messages import discovery, market, session, work  # noqa: F401
+from p2pnode.wire.messages import discovery, gossip, market, session, work  # noqa: F401
 from p2pnode.wire.registry import Message, class_of, number_of
 
 MessageT = TypeVar("MessageT", bound=msgspec.Struct)

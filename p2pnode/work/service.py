@@ -4,6 +4,7 @@ Nothing here knows peers or money: an owner is a byte string, a refusal a reason
 """
 
 from collections import OrderedDict
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -33,6 +34,12 @@ _BROKEN_SECONDS: Final = 60.0
 _PREPARING: Final = b"preparing"
 
 
+@cache
+def _engine_name() -> str:
+    """Read once: finding a package's version parses its whole description."""
+    return f"onnxruntime {version('onnxruntime')}"
+
+
 class WorkService:
     """Runs models for whoever may ask. Construct, then keep `run` running; everything else is called from the same loop."""
 
@@ -44,7 +51,7 @@ class WorkService:
         self._pool = Pool(settings)
         self.admission = Admission(settings, environment.runtime.level)
         self._dispatcher = Dispatcher(environment.clock, settings, self._pool, self.admission, metrics, self._need_worker)
-        self._dispatcher.engine = f"onnxruntime {version('onnxruntime')}"
+        self._dispatcher.engine = _engine_name()
         self._dispatcher.on_wait = self._wake_by
         self._dispatcher.on_quiet = self._tell_quiet
         self._nursery: trio.Nursery | None = None

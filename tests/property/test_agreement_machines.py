@@ -157,9 +157,14 @@ class World:
             last_receipt=last.document if last else b"",
             first_number=self.next_number,
             is_restart=True,
+            recalled=self.recalled(),
         )
         self.bought = BoughtAgreement(self.terms, CHAIN, self.now, 30.0, 3600.0, progress=progress)
         self.provider(self.sold.handle(LinkDown(), self.now))
+
+    def recalled(self) -> list[tuple[int, bytes, int]]:
+        """What the client's disk says of calls whose outputs it lacks; nothing for a client that keeps no such rows."""
+        return []
 
     def call(self, price: int) -> None:
         try:
@@ -358,6 +363,76 @@ class World:
             self.tick(1.0)
 
 
+class MapWorld(World):
+    """The client is a map: each call is for an item, on disk before it leaves, and held until its output is stored.
+
+    placed: item -> (number, price), stored: items; both survive the client's crashes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.placed: dict[int, tuple[int, int]] = {}
+        self.stored: set[int] = set()
+        self.item_of: dict[int, int] = {}
+
+    def recalled(self) -> list[tuple[int, bytes, int]]:
+        return [(number, input_hash(number), price) for number, price in self.placed.values()]
+
+    def call(self, price: int) -> None:
+        try:
+            if not self.bought.may_send(price):
+                return
+        except Refused:
+            return
+        item = next(item for item in range(10_000) if item not in self.stored and item not in self.placed)
+        number = self.next_number
+        self.next_number += 1
+        self.placed[item] = (number, price)
+        self.item_of[number] = item
+        self.sent[number] = (input_hash(number), price)
+        self.bought.calls.sent(number, input_hash(number), price, True)
+        self.to_provider.append(("call", number, price))
+
+    def repeat(self) -> None:
+        """The client asks for the answer of a call of unknown fate, by its number."""
+        if not self.bought.is_up or self.bought.phase is Phase.ENDED:
+            return
+        for number, price in self.placed.values():
+            call = self.bought.calls.by_number.get(number)
+            if call is not None and not call.is_flying:
+                self.bought.calls.sent(number, call.input_hash, price, True)
+                self.to_provider.append(("fetch", number))
+                return
+
+    def client_takes(self, message: tuple) -> None:
+        number, item = message[1] if len(message) > 1 else None, None
+        if message[0] in ("result", "refused", "gone"):
+            item = self.item_of[number]
+            if self.placed.get(item, (None,))[0] != number:
+                item = None  # decided before
+        if message[0] == "refused" and message[2] is Reason.UNKNOWN_CALL:
+            self.bought.disclaimed(number)
+        else:
+            super().client_takes(message)
+        if item is None:
+            return
+        if message[0] == "result":
+            self.stored.add(item)
+            self.bought.calls.confirmed(number)
+            self.client(self.bought.handle(Tick(), self.now))
+        elif message[0] == "gone":
+            self.bought.calls.sent(number, input_hash(number), self.sent[number][1], True)
+            self.to_provider.append(("call", number, self.sent[number][1]))
+            return
+        del self.placed[item]
+
+    def check(self) -> None:
+        super().check()
+        paid = [self.item_of[leaf.number] for signed in self.client_disk.receipts.values() for leaf in signed.leaves]
+        assert len(paid) == len(set(paid)), "an item was paid twice"
+        assert set(paid) <= self.stored, "an item was paid whose output is not stored"
+
+
 ACTIONS = st.one_of(
     st.tuples(st.just("call"), st.sampled_from(PRICES)),
     st.tuples(st.just("call"), st.sampled_from(PRICES)),
@@ -374,6 +449,14 @@ ACTIONS = st.one_of(
     st.tuples(st.just("link"), st.just(0)),
     st.tuples(st.just("crash_provider"), st.just(0)),
     st.tuples(st.just("crash_client"), st.just(0)),
+)
+
+
+# More of what leaves a client with answers that it has not stored: calls that are executed, and crashes.
+MAP_ACTIONS = st.one_of(
+    ACTIONS,
+    st.sampled_from([("call", 5), ("to_provider", 0), ("run", 0), ("run", 0), ("crash_client", 0), ("link", 0)]),
+    st.sampled_from([("call", 13), ("to_provider", 0), ("run", 0), ("to_client", 0), ("tick", 11)]),
 )
 
 
@@ -410,6 +493,22 @@ def test_no_order_of_events_breaks_the_books(actions: list) -> None:
     else:
         assert world.provider_crashes
         assert world.sold.total - world.sold.paid <= SLICE_AMOUNT
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(MAP_ACTIONS, min_size=10, max_size=120))
+def test_no_order_of_events_makes_a_map_pay_an_item_twice(actions: list) -> None:
+    world = MapWorld()
+    for name, value in actions:
+        act(world, name, value)
+        world.check()
+    world.settle()
+    world.check()
+    assert world.client_disk.ended is world.provider_disk.ended
+    if not world.provider_crashes:
+        paid = {world.item_of[leaf.number] for signed in world.client_disk.receipts.values() for leaf in signed.leaves}
+        assert paid == world.stored
+        assert world.client_disk.ended is EndReason.COMPLETED
 
 
 def test_a_calm_agreement_pays_every_call_once() -> None:

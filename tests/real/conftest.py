@@ -50,7 +50,12 @@ _taken: set[int] = set()
 
 
 class Daemon:
-    """A daemon process with its own folder and a fixed port, which can be killed and started again on the same data."""
+    """A daemon process with its own folder and a fixed port, which can be killed and started again on the same data.
+
+    prefix: words put before the command, such as those that enter a network namespace.
+    """
+
+    prefix: tuple[str, ...] = ()
 
     def __init__(self, home: Path, network: str, settings: Mapping[str, str]) -> None:
         self.home = home
@@ -77,8 +82,8 @@ class Daemon:
         """Start the command line on this folder."""
         with (self.home / "log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "p2pnode.cli.main", *arguments], env=self.environment, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log,
+                [*self.prefix, sys.executable, "-m", "p2pnode.cli.main", *arguments], env=self.environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
     def start(self) -> "Daemon":

@@ -33,12 +33,16 @@ class WhoAreYou(Struct, frozen=True):
 
 @message(21)
 class Introduction(Struct, frozen=True):
-    """A peer's own word about itself and the address it sees us at."""
+    """A peer's own word about itself and the address it sees us at.
+
+    role: `server` or `client`. time_ms: Unix milliseconds on its clock, 0 from peers that do not say.
+    """
 
     node_id: Hash32
     addresses: Addresses
     seen_address: Label
     role: Label
+    time_ms: TimeMs = 0
 
 
 @message(22)
@@ -78,10 +82,14 @@ class FoundRecord(Struct, frozen=True):
 
 @message(26)
 class StoreRecord(Struct, frozen=True):
-    """Ask a server to hold a record: the encoded envelope of a Record. Answered by Done."""
+    """Ask a server to hold a record: the encoded envelope of a Record. Answered by Done.
+
+    replaces: unless 0, a record that is held already must have this sequence.
+    """
 
     record: RecordBytes
     is_server: bool
+    replaces: Count = 0
 
 
 @message(27)
@@ -113,7 +121,10 @@ class StoreProvider(Struct, frozen=True):
 
 @message(30)
 class Record(Struct, frozen=True):
-    """A signed, expiring value under BLAKE2b-256(signer's public key ‖ salt), after BEP 44. The higher sequence wins."""
+    """A signed, expiring value under BLAKE2b-256(signer's node id ‖ salt), after BEP 44. The higher sequence wins.
+
+    sequence: Unix milliseconds of the signing, or one more than the last where that is higher.
+    """
 
     salt: Annotated[bytes, Meta(max_length=64)]
     sequence: Count

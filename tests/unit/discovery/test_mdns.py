@@ -1,10 +1,12 @@
 """Multicast discovery: what is believed of a record, what happens when the channel is full, and the real thing on loopback."""
 
+import ipaddress
+
 import pytest
 import trio
 
-from p2pnode.discovery.interfaces import Adapter
-from p2pnode.discovery.mdns import Announcement, MdnsService, Sighting
+from p2pnode.discovery.interfaces import Adapter, Choice
+from p2pnode.discovery.mdns import Announcement, MdnsService, Sighting, system_adapters
 from p2pnode.discovery.settings import DiscoverySettings
 from p2pnode.ids import NodeId, node_text
 from p2pnode.metrics import Metrics
@@ -26,6 +28,22 @@ def record(node_id=ALICE, network="0001020304050607"):
 def test_a_record_gives_address_hints():
     sighting = service().parse(7001, ["10.0.0.2", "224.0.0.1", "fe80::1", "nonsense"], record())
     assert sighting == Sighting(ALICE, ("10.0.0.2:7001",))
+
+
+def test_hints_of_both_families_with_link_local_ones_last_and_only_with_their_interface():
+    heard = ["fe80::9%3", "fe80::8", "2a00:1::7%3", "2a00:1::7", "::ffff:10.0.0.3", "ff02::fb", "::", "10.0.0.2"]
+    sighting = service().parse(7001, heard, record())
+    assert sighting == Sighting(ALICE, ("[2a00:1::7]:7001", "10.0.0.2:7001", "[fe80::9%3]:7001"))
+    assert service().parse(7001, ["fe80::8"], record()) is None
+
+
+def test_the_systems_adapters_hold_bare_addresses_of_both_families():
+    adapters = system_adapters()
+    assert Adapter("lo", "127.0.0.1") in adapters
+    assert sorted(adapters, key=lambda adapter: adapter.is_six) == adapters
+    for adapter in adapters:
+        assert "%" not in adapter.address
+        ipaddress.ip_address(adapter.address)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +100,25 @@ async def test_without_an_interface_it_gives_the_reason_and_what_to_do(autojump_
     assert mdns.status.state == "not-working"
     assert "wlan9" in mdns.status.reason
     assert "config set" in mdns.status.advice
+
+
+def test_ipv6_that_is_there_only_in_name_does_not_cost_ipv4(monkeypatch):
+    tried = []
+
+    def fake(interfaces, ip_version):
+        tried.append((interfaces, ip_version.name))
+        if ip_version.name != "V4Only":
+            raise OSError("no IPv6 here")
+        return "open"
+
+    monkeypatch.setattr("zeroconf.Zeroconf", fake)
+    both = Choice(("10.0.0.1",), (), ("10.0.0.1", "fe80::1"), ("10.0.0.1", "fe80::1"))
+    assert service()._open(both) == "open"
+    assert tried == [(["10.0.0.1", "fe80::1"], "All"), (["10.0.0.1"], "V4Only")]
+    with pytest.raises(OSError, match="no IPv6"):
+        service()._open(Choice((), (), ("fe80::1",), ("fe80::1",)))
+    with pytest.raises(OSError, match="no network interface"):
+        service()._open(Choice((), ()))
 
 
 @pytest.mark.slow

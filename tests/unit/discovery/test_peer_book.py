@@ -4,12 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pnode.discovery.links import LinkPlan, Why
 from p2pnode.discovery.peer_book import (
     Dial,
     DialFailed,
     Disconnect,
     Entry,
     Forget,
+    FoundAgain,
     Heard,
     LinkDown,
     LinkUp,
@@ -103,7 +105,9 @@ def test_linked_peers_are_not_dialled_and_come_back_after_the_link_ends():
     assert saved.score == 5.0
     assert dials(machine.tick(NOW)) == []
     machine.handle(LinkDown(ALICE, Reason.IDLE), NOW)
-    assert dials(machine.tick(NOW + 5))[0].node_id == ALICE
+    assert dials(machine.tick(NOW + 500)) == [], "nothing asks for a link with her"
+    machine.handle(Heard(ALICE, ("10.0.0.1:1",), "static"), NOW + 500)
+    assert dials(machine.tick(NOW + 500))[0].node_id == ALICE
 
 
 def test_dials_at_once_and_links_are_bounded():
@@ -213,3 +217,58 @@ def test_in_any_order_the_bounds_hold(steps):
         assert all(-100 <= machine.score(entry.node_id, now) <= 100 for entry in machine.entries())
         assert machine.entry(ME) is None
         assert machine.deadline >= 0
+
+
+def test_only_peers_worth_a_link_are_dialled():
+    machine = book(local_links_max=2)
+    for number in range(10, 16):
+        machine.handle(LinkUp(NodeId(bytes([number]) * 32), f"10.0.0.{number}:1", ()), NOW)
+        machine.handle(LinkDown(NodeId(bytes([number]) * 32), Reason.IDLE), NOW)
+    assert dials(machine.tick(NOW + 1000)) == [], "known is no reason"
+    for number in range(10, 14):
+        machine.handle(Heard(NodeId(bytes([number]) * 32), (f"10.0.0.{number}:1",), "mdns"), NOW + 1000)
+        machine.handle(LinkUp(NodeId(bytes([number]) * 32), f"10.0.0.{number}:1", ()), NOW + 1000)
+    machine.handle(LinkDown(NodeId(bytes([13]) * 32), Reason.CONNECTION_LOST), NOW + 1001)
+    machine.handle(LinkDown(NodeId(bytes([14]) * 32), Reason.CONNECTION_LOST), NOW + 1001)
+    assert machine.deadline > NOW + 1002, "two local links are kept, the others are not dialled for their own sake"
+
+
+def test_lost_peers_are_probed_in_turn_and_told_of_when_they_are_back():
+    machine = book(probe_seconds=30.0)
+    for number in (10, 11):
+        machine.handle(LinkUp(NodeId(bytes([number]) * 32), f"10.0.0.{number}:1", ()), NOW)
+        machine.handle(LinkDown(NodeId(bytes([number]) * 32), Reason.CONNECTION_LOST), NOW + number)
+    probed, now = [], NOW + 11
+    for _ in range(4):
+        now = machine.deadline
+        (dial,) = dials(machine.tick(now))
+        probed.append(dial.node_id[0])
+        machine.handle(DialFailed(dial.node_id, dial.addresses[0]), now)
+    assert sorted(probed[:2]) == [10, 11]
+    assert sorted(probed[2:]) == [10, 11], "no dead peer takes the others' turns"
+    assert now - NOW >= 90
+    back = NodeId(bytes([10]) * 32)
+    assert FoundAgain(back) in machine.handle(LinkUp(back, "10.0.0.10:1", ()), now)
+    assert FoundAgain(back) not in machine.handle(LinkUp(back, "10.0.0.10:1", ()), now)
+
+
+def test_bootstrap_nodes_are_dialled_only_while_they_are_needed():
+    plan = LinkPlan(16, 4)
+    machine = PeerBook(ME, DiscoverySettings(), lambda: 0.5, (), plan)
+    machine.add_static("10.0.0.1:1", None, NOW, "bootstrap")
+    machine.add_static("10.0.0.2:1", ALICE, NOW, "bootstrap")
+    assert dials(machine.tick(NOW)) == []
+    plan.needs_entry = True
+    assert {dial.addresses[0] for dial in dials(machine.tick(NOW))} == {"10.0.0.1:1", "10.0.0.2:1"}
+    machine.handle(LinkUp(ALICE, "10.0.0.2:1", ()), NOW)
+    assert plan.reasons(ALICE) == (Why.ENTRY,)
+
+
+def test_seeds_for_the_next_start_lived_for_five_minutes_and_were_seen_within_five_days():
+    def met(number, alive, ago):
+        return Entry(NodeId(bytes([number]) * 32), (f"10.0.0.{number}:1",), ("book",), NOW - ago - alive, NOW - ago, NOW - ago)
+
+    entries = [met(10, 60.0, 10.0), met(11, 301.0, 3600.0), met(12, 9999.0, 5 * 86400.0 + 1), met(13, 400.0, 20.0)]
+    never = Entry(NodeId(bytes([14]) * 32), ("10.0.0.14:1",), ("mdns",), NOW, NOW)
+    machine = book([*entries, never])
+    assert [entry.node_id[0] for entry in machine.good_entries(NOW)] == [13, 11, 10]

@@ -9,6 +9,7 @@ from p2pnode.reasons import EndReason, Reason
 
 SETTINGS = JobSettings()
 PEER = b"p" * 32
+MODEL, OTHER = b"m" * 32, b"o" * 32
 
 
 @pytest.mark.parametrize(
@@ -82,32 +83,65 @@ def test_every_state_has_its_own_deadline(state):
 
 def test_bans_double_per_peer_and_cause_and_end():
     book = BanBook(SETTINGS)
-    first = book.record(PEER, TooSlow("late"), 0.0)
-    second = book.record(PEER, TooSlow("late"), first.until)
+    first = book.record(PEER, MODEL, Refused(Reason.INTERNAL), 0.0)
+    second = book.record(PEER, MODEL, Refused(Reason.INTERNAL), first.until)
     assert first.until == SETTINGS.ban_fault_seconds
     assert second.until - first.until == 2 * SETTINGS.ban_fault_seconds
-    assert book.ban(PEER, second.until - 0.1).cause is Cause.PROVIDER
-    assert book.ban(PEER, second.until) is None
-    assert book.record(PEER, Refused(Reason.BUSY), 0.0).until == SETTINGS.ban_refused_seconds
+    assert book.ban(PEER, MODEL, second.until - 0.1).cause is Cause.PROVIDER
+    assert book.ban(PEER, MODEL, second.until) is None
+    assert book.record(PEER, MODEL, Refused(Reason.BUSY), 0.0).until == SETTINGS.ban_refused_seconds
 
 
 def test_a_bad_input_bans_nobody_and_success_forgives():
     book = BanBook(SETTINGS)
-    assert book.record(PEER, Refused(Reason.WRONG_SHAPE), 0.0) is None
-    book.record(PEER, Unreachable("gone"), 0.0)
-    book.forgive(PEER)
-    assert book.ban(PEER, 0.1) is None
-    assert book.record(PEER, Unreachable("gone"), 0.0).repeats == 0
+    assert book.record(PEER, MODEL, Refused(Reason.WRONG_SHAPE), 0.0) is None
+    book.record(PEER, MODEL, Unreachable("gone"), 0.0)
+    book.forgive(PEER, MODEL)
+    assert book.ban(PEER, MODEL, 0.1) is None
+    assert book.record(PEER, MODEL, Unreachable("gone"), 0.0).repeats == 0
 
 
 def test_bans_have_a_largest_length_and_a_bounded_number():
     settings = JobSettings(bans_kept_max=3)
     book = BanBook(settings)
     for number in range(10):
-        book.record(bytes([number]) * 32, TooSlow("late"), 0.0)
-    assert sum(book.ban(bytes([number]) * 32, 1.0) is not None for number in range(10)) == 3
+        book.record(bytes([number]) * 32, MODEL, TooSlow("late"), 0.0)
+    assert sum(book.ban(bytes([number]) * 32, MODEL, 0.5) is not None for number in range(10)) == 3
     now = 0.0
     for _ in range(30):
-        ban = book.record(PEER, TooSlow("late"), now)
+        ban = book.record(PEER, MODEL, Refused(Reason.INTERNAL), now)
         assert ban.until - now <= settings.ban_seconds_max
         now = ban.until
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refused(Reason.WORKER_DIED),
+        Refused(Reason.TIME_LIMIT),
+        WorkError(Reason.WORKER_DIED),
+        Refused(Reason.MEMORY),
+        TooSlow("late"),
+    ],
+)  # fmt: skip
+def test_what_a_model_can_cause_bans_its_provider_for_that_model_alone_and_shortly(error):
+    book = BanBook(SETTINGS)
+    ban = book.record(PEER, MODEL, error, 0.0)
+    assert ban.until == SETTINGS.ban_model_seconds < SETTINGS.ban_fault_seconds
+    assert book.ban(PEER, MODEL, 0.5) is ban
+    assert book.ban(PEER, OTHER, 0.5) is None
+    assert book.record(PEER, MODEL, error, ban.until).until == ban.until + 2 * SETTINGS.ban_model_seconds
+    book.forgive(PEER, OTHER)
+    assert book.ban(PEER, MODEL, ban.until + 0.5) is not None, "another model's success says nothing about this one"
+    book.forgive(PEER, MODEL)
+    assert book.ban(PEER, MODEL, ban.until + 0.5) is None
+
+
+@pytest.mark.parametrize("error", [Unreachable("gone"), ProtocolViolation(Reason.BAD_FRAME), Refused(Reason.WRONG_HASH)])
+def test_what_only_the_provider_can_cause_bans_it_for_every_model(error):
+    book = BanBook(SETTINGS)
+    ban = book.record(PEER, MODEL, error, 0.0)
+    assert book.ban(PEER, OTHER, 0.5) is ban
+    assert book.ban(PEER, b"", 0.5) is ban
+    book.forgive(PEER, OTHER)
+    assert book.ban(PEER, MODEL, 0.5) is None, "it delivers again"

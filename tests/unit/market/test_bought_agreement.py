@@ -194,6 +194,68 @@ def test_forgotten_calls_are_paid_after_a_crash_and_only_up_to_one_slice() -> No
                 bought.handle(LeavesArrived(0, tuple(leaves)), NOW)
 
 
+def recalling(*numbers: int) -> BoughtAgreement:
+    """A client that came back after a crash, with a map that lacks the outputs of these calls."""
+    recalled = [(number, leaf(number).input_hash, 10) for number in numbers]
+    return machine(BoughtProgress(first_number=50, is_restart=True, recalled=recalled))
+
+
+def test_a_call_to_be_recalled_is_not_paid_before_it_is_decided_whatever_time_passes() -> None:
+    bought = recalling(1, 2)
+    assert bought.handle(receipt([leaf(0), leaf(1), leaf(2)]), NOW) == [AskLeaves(0)]
+    # Call 0 is forgotten and may be paid; of 1 and 2 nobody has said yet what becomes of them.
+    assert bought.handle(LeavesArrived(0, (leaf(0), leaf(1), leaf(2))), NOW) == []
+    assert bought.handle(Tick(), Now(900.0, 0)) == []
+    bought.calls.answered(1, 0, 1, leaf(1).output_hash, 10)
+    bought.calls.confirmed(1)
+    assert bought.handle(Tick(), Now(901.0, 0)) == []
+    bought.calls.answered(2, 0, 2, leaf(2).output_hash, 10)
+    assert bought.handle(Tick(), Now(902.0, 0)) == [], "its output is here and not yet safe"
+    bought.calls.confirmed(2)
+    assert isinstance(bought.handle(Tick(), Now(903.0, 0))[-1], SendCheque)
+    assert bought.calls.outstanding == 0
+
+
+def test_a_recalled_call_that_is_given_up_is_paid_as_its_leaf_says() -> None:
+    bought = recalling(1)
+    bought.handle(receipt([leaf(1)]), NOW)
+    assert bought.handle(LeavesArrived(0, (leaf(1),)), NOW) == []
+    bought.calls.give_up(1)
+    assert isinstance(bought.handle(Tick(), NOW)[-1], SendCheque)
+
+
+def test_what_a_provider_said_it_does_not_know_it_may_not_charge_later() -> None:
+    bought = recalling(1)
+    bought.disclaimed(1)
+    assert bought.calls.outstanding == 0
+    assert bought.handle(receipt([leaf(0), leaf(1)]), NOW) == [AskLeaves(0)]
+    with pytest.raises(ProtocolViolation, match="not made"):
+        bought.handle(LeavesArrived(0, (leaf(0), leaf(1))), NOW)
+
+
+def test_a_charged_call_stays_charged_when_it_fails_the_second_time() -> None:
+    bought = machine()
+    call(bought, 1, None, is_held=True)
+    bought.calls.gone(1)
+    bought.calls.sent(1, leaf(1).input_hash, 10, True)
+    bought.calls.failed(1)
+    assert bought.calls.outstanding == 10
+    bought.calls.disclaimed(1)
+    assert bought.calls.outstanding == 0, "the provider lost it: nothing is charged any more"
+
+
+def test_a_call_that_was_given_up_is_taken_back_only_while_it_is_open() -> None:
+    bought = machine()
+    call(bought, 1, None)
+    bought.calls.give_up(1)
+    assert bought.calls.hold(1)
+    bought.handle(receipt([leaf(1)]), NOW)
+    assert bought.handle(LeavesArrived(0, (leaf(1),)), NOW) == []
+    bought.calls.give_up(1)
+    assert isinstance(bought.handle(Tick(), NOW)[-1], SendCheque)
+    assert not bought.calls.hold(1)
+
+
 def test_pacing_counts_until_the_cheque_is_sent() -> None:
     bought = machine()
     for number in range(8):

@@ -159,28 +159,6 @@ def test_a_provider_crash_costs_only_its_unsigned_slice(simulated) -> None:
     simulated(scenario)
 
 
-def test_a_client_crash_fetches_instead_of_paying_twice(simulated) -> None:
-    async def scenario(world, alice, bob, model_id) -> None:
-        agreement = await ordered(world, alice, bob, model_id, job=b"j" * 32)
-        numbers = [agreement.next_number() for _ in range(3)]
-        answers = [await agreement.call(inputs(number), number=number, hold=True) for number in numbers]
-        await bob.crash()
-        await bob.start()
-        resumed = bob.market.agreement(agreement.id)
-        for number in numbers:
-            resumed.recall(number, inputs(number))
-        await world.link(bob, alice)
-        await trio.sleep(1)
-        executed = len(alice.runtime.workers[-1].submitted)
-        again = [await resumed.call(inputs(number), number=number) for number in numbers]
-        assert [answer.output_hash for answer in again] == [answer.output_hash for answer in answers]
-        assert len(alice.runtime.workers[-1].submitted) == executed, "the outputs were kept, nothing ran again"
-        assert await resumed.close() is EndReason.COMPLETED
-        assert await balances(alice, bob) == (sum(answer.amount for answer in answers),) * 2
-
-    simulated(scenario)
-
-
 def test_a_crashed_client_without_a_job_pays_and_closes(simulated) -> None:
     async def scenario(world, alice, bob, model_id) -> None:
         agreement = await ordered(world, alice, bob, model_id)

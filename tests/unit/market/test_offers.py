@@ -7,7 +7,7 @@ from p2pnode.market.settings import MarketSettings
 from p2pnode.reasons import Reason
 from p2pnode.wire.envelope import encode_envelope, seal
 
-ALICE, BOB, NETWORK, NOW = Identity(b"a" * 32), Identity(b"b" * 32), b"net", 1_700_000_000_000
+ALICE, BOB, NETWORK, NOW = Identity(b"a" * 32), Identity(b"b" * 32), b"net", 1_1_900_000_000_000
 SETTINGS = MarketSettings(operations_price=5, call_price=2, region=("eu",))
 
 
@@ -19,7 +19,7 @@ def test_an_offer_says_what_the_owner_set() -> None:
     signed = open_offer(sealed(), NETWORK, NOW, ALICE.node_id)
     assert (signed.offer.operations_price, signed.offer.call_price, signed.offer.region) == (5, 2, ("eu",))
     assert signed.provider == ALICE.node_id
-    assert signed.offer.expires_ms == NOW + 600_000
+    assert signed.offer.expires_ms == NOW + 1_800_000
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def test_an_offer_says_what_the_owner_set() -> None:
     [
         (sealed(identity=BOB), Reason.WRONG_SIGNER),
         (sealed(network=b"other"), Reason.BAD_SIGNATURE),
-        (sealed(now=NOW - 700_000), Reason.EXPIRED),
-        (sealed(now=NOW + 700_000), Reason.NOT_YET_VALID),
+        (sealed(now=NOW - 1_900_000), Reason.EXPIRED),
+        (sealed(now=NOW + 1_900_000), Reason.NOT_YET_VALID),
         (sealed(settings=MarketSettings(offer_seconds=90_000)), Reason.NOT_YET_VALID),
         (sealed()[:-1], Reason.TRUNCATED),
         (sealed()[:-1] + b"?", Reason.BAD_SIGNATURE),
@@ -47,7 +47,7 @@ def test_the_newest_sequence_wins_and_expired_offers_go() -> None:
     assert book.add(new)
     assert not book.add(old)
     assert book.current(NOW)[ALICE.node_id].offer.sequence == 2
-    assert not book.current(NOW + 600_000)
+    assert not book.current(NOW + 1_800_000)
 
 
 def test_two_offers_with_one_sequence_are_a_violation() -> None:

@@ -220,3 +220,27 @@ def test_a_config_can_be_made_without_files(tmp_path):
     assert find_setting("Provide.Price").name == "provide.price"
     with pytest.raises(ConfigError):
         with_settings(config, {"network.profile": "world"})
+
+
+def test_bootstrap_entries_come_from_the_setting_and_from_files(tmp_path):
+    from p2pnode.node.layer_settings import bootstrap_entries
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("# friends\n10.0.0.1:7470\n\n10.0.0.2:7470  # bob\n")
+    second.write_text("10.0.0.2:7470\n10.0.0.3:7470\n")
+    config = with_settings(NodeConfig(tmp_path, tmp_path), {"network.bootstrap": f"10.0.0.9:7470,file:{first},file:{second}"})
+    assert bootstrap_entries(config) == ("10.0.0.9:7470", "10.0.0.1:7470", "10.0.0.2:7470", "10.0.0.3:7470")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("10.0.0.1:7470\nnonsense\n", "line 2"), ("x" * 300_000, "too large"), (None, "cannot be read")]
+)
+def test_a_bad_list_of_bootstrap_entries_is_named(tmp_path, text, words):
+    from p2pnode.node.layer_settings import bootstrap_entries
+
+    path = tmp_path / "entries"
+    if text is not None:
+        path.write_text(text)
+    config = with_settings(NodeConfig(tmp_path, tmp_path), {"network.bootstrap": f"file:{path}"})
+    with pytest.raises(ConfigError, match=words):
+        bootstrap_entries(config)

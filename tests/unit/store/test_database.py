@@ -19,6 +19,7 @@ from p2pnode.store.database import (
     locked,
     memory,
     migrate,
+    numbered,
     open_file,
     read_group,
     recall,
@@ -192,3 +193,9 @@ def test_the_ledgers_triggers_are_ledger_errors(connection):
     (result,) = commit_group(connection, [lambda c: c.execute(insert, ('[["a",1],["b",2]]',))])
     with pytest.raises(LedgerError, match="sum to zero"):
         result.unwrap()
+
+
+def test_numbered_values_may_be_named_in_any_order_and_twice():
+    connection = memory()
+    assert connection.execute("SELECT ?2, ?1, ?2", numbered("a", "b")).fetchone() == ("b", "a", "b")
+    connection.close()

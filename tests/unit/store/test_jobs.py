@@ -101,6 +101,26 @@ def test_items_are_appended_and_done_ones_stay_done(connection):
         jobs.add_items(connection, b"?" * 32, [b""])
 
 
+def test_calls_under_way_are_those_of_unfinished_maps_with_all_that_is_needed_to_recall_them(connection):
+    map_id = b"M" * 32
+    jobs.save_job(connection, job(map_id))
+    jobs.add_items(connection, map_id, [b""] * 4)
+    common = {"agreement": ORDER, "amount": 7}
+    jobs.save_items(
+        connection,
+        [
+            ItemRow(map_id, 0, "placed", input_hash=b"a" * 32, call=5, **common),
+            ItemRow(map_id, 1, "done", input_hash=b"b" * 32, call=6, **common),
+            ItemRow(map_id, 2, "placed", call=7, **common),
+            ItemRow(map_id, 3, "placed", input_hash=b"d" * 32, call=4, **common),
+        ],
+    )
+    assert jobs.placed_calls(connection, map_id, ORDER) == [(4, b"d" * 32, 7), (5, b"a" * 32, 7)]
+    assert jobs.placed_calls(connection, map_id, b"?" * 32) == []
+    jobs.end_job(connection, map_id, "cancelled", 1)
+    assert jobs.placed_calls(connection, map_id, ORDER) == []
+
+
 def test_history_and_removal(connection):
     jobs.append_event(connection, JOB_ID, 1, "placed", "bob")
     jobs.append_event(connection, JOB_ID, 2, "done")

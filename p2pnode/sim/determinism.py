@@ -1,0 +1,52 @@
+"""Makes one run of trio depend on nothing but its seed.
+
+Trio picks the order of tasks that are runnable at the same time by a generator of its own, and breaks ties of equal deadlines
+by memory addresses. Both are private; trio's version is pinned, and a test runs the same worlds in two processes with different
+hash seeds and compares their traces.
+"""
+
+import gc
+import random  # noqa: TID251 - only to seed trio's own scheduler
+from collections.abc import Iterator
+from contextlib import contextmanager
+from heapq import heappush
+from itertools import count
+from typing import Any
+
+import trio
+
+# A large world holds millions of long-lived objects; collecting the young ones at the default pace visits them too often.
+_YOUNG_OBJECTS = 50_000
+
+
+@contextmanager
+def deterministic(seed: int) -> Iterator[None]:
+    """For the block, trio's scheduler follows the seed, and threads are forbidden.
+
+    Virtual time runs on while a thread works, so two runs would differ.
+    """
+    import trio._core._run as scheduler
+
+    private: Any = scheduler
+    former = private._ALLOW_DETERMINISTIC_SCHEDULING, private._r, private.Deadlines.add, trio.to_thread.run_sync
+    ties = count()
+
+    def add(deadlines: Any, deadline: float, scope: Any) -> None:
+        heappush(deadlines._heap, (deadline, next(ties), scope))
+        deadlines._active += 1
+
+    private._ALLOW_DETERMINISTIC_SCHEDULING = True
+    private._r = random.Random(seed)
+    private.Deadlines.add = add
+    trio.to_thread.run_sync = _no_threads  # type: ignore[assignment]
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_YOUNG_OBJECTS, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        private._ALLOW_DETERMINISTIC_SCHEDULING, private._r, private.Deadlines.add, trio.to_thread.run_sync = former
+
+
+async def _no_threads(function: Any, *arguments: Any, **options: Any) -> Any:
+    raise RuntimeError(f"a simulation has no threads; run {function} through environment.executor")
