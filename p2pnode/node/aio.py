@@ -171,6 +171,7 @@ class SideThreadDatabase:
             await self._signal(lane)
             if lane.connection is not None:
                 await lane.connection.close()
+                _join(lane.connection)
                 lane.connection = None
 
     def _signal(self, lane: _Lane) -> "asyncio.Task[None]":
@@ -227,7 +228,16 @@ async def _connect(connector: Callable[[], sqlite3.Connection]) -> aiosqlite.Con
     connection = aiosqlite.Connection(connector, 64)
     # Of 0.22 as well: a thread that is no daemon would keep a process alive, and its lock held, after a crash of trio itself.
     connection._thread.daemon = True
-    return await connection
+    try:
+        return await connection
+    except BaseException:  # whatever it was: the thread must be gone before the loop that it answers to closes
+        _join(connection)
+        raise
+
+
+def _join(connection: aiosqlite.Connection) -> None:
+    """Wait for a stopped connection's thread: it answers its last request a moment before it ends."""
+    connection._thread.join()
 
 
 def _copy(error: Exception) -> Exception:
