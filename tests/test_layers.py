@@ -37,7 +37,7 @@ MAY_WAIT_FILES = {
 }  # fmt: skip
 MAY_WAIT_FILES |= {"suppliers.py", "sessions.py", "map_runs.py", "recalls.py", "former_agreements.py"}
 MAY_WAIT_FILES |= {"bell.py", "buying.py", "payments.py", "way_back.py", "selling.py", "storefront.py", "purchasing.py"}
-MAY_WAIT_FILES |= {"model_transfer.py", "withdrawals.py"}
+MAY_WAIT_FILES |= {"model_transfer.py", "withdrawals.py", "advertising.py", "finding.py"}
 # Discovery on the real transport: dials, timers and nurseries; the machines they drive stay pure.
 MAY_WAIT_FILES |= {"asker.py", "dht_service.py", "dial_back.py", "gossip_service.py", "introductions.py", "link_keeper.py"}
 MAY_WAIT_FILES |= {"own_records.py"}

@@ -6,7 +6,6 @@ one it answered at when that is known (`kademlia` puts it first): a claimed addr
 """
 
 import ipaddress
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -40,18 +39,6 @@ def group_of(address: str, strict: bool = False) -> str:
 def contact_group(contact: Contact, strict: bool = False) -> str:
     """Give the network that a contact counts to; empty where no limit holds."""
     return group_of(contact.addresses[0], strict) if contact.addresses else ""
-
-
-def pick_diverse(contacts: Iterable[Contact], count: int, group_max: int, strict: bool = False) -> list[Contact]:
-    """Give the first `count` contacts, at most `group_max` of one network."""
-    picked: list[Contact] = []
-    groups: dict[str, int] = {}
-    for contact in contacts:
-        if len(picked) >= count:
-            break
-        if has_room(groups, contact_group(contact, strict), group_max):
-            picked.append(contact)
-    return picked
 
 
 def has_room(groups: dict[str, int], group: str, group_max: int) -> bool:

@@ -6,18 +6,20 @@ when the listing is signed, so that it can be signed and sent at once when the n
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 from p2pnode.crypto.keys import Identity
 from p2pnode.discovery.gossip_events import Arrived, Gone, Republish, Suspect
+from p2pnode.discovery.gossip_items import Kind
 from p2pnode.environment import Environment
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.market import records
 from p2pnode.market.bell import Bell
 from p2pnode.market.listings import ListingBook, make_listing, seal_listing, seal_suspicion, seal_withdrawal
-from p2pnode.market.offers import OFFER_LIFE_MS_MAX, SignedOffer
+from p2pnode.market.offers import OFFER_LIFE_MS_MAX, OfferBook, SignedOffer
 from p2pnode.metrics import Metrics
 
 # How often the offer is compared with what the node is now. Gossip takes one update in ten seconds from a publisher.
@@ -25,8 +27,11 @@ CHECK_SECONDS: Final = 15.0
 
 
 class Advertising:
-    """own_offer: gives the signed offer or raises Refused. forget_offer: makes it be signed anew. is_open: whether the owner
-    takes work now. start: runs an async function in the service's nursery.
+    """The market's side of gossip.
+
+    offers: those that were asked for; a withdrawal takes them away, too. own_offer: gives the signed offer or raises Refused.
+    forget_offer: makes it be signed anew. is_open: whether the owner takes work now. start: runs an async function in the
+    service's nursery.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Advertising:
         identity: Identity,
         network_id: bytes,
         metrics: Metrics,
+        offers: OfferBook,
         own_offer: Callable[[], Awaitable[SignedOffer]],
         forget_offer: Callable[[], None],
         is_open: Callable[[], bool],
@@ -43,20 +49,21 @@ class Advertising:
         self.book = ListingBook()
         # Set by the node: spreads a signed document; without it nothing is listed and nobody is asked.
         self.publish: Callable[[bytes], None] | None = None
-        # Set by the node: where strangers can dial this node, nothing while they cannot.
-        self.addresses: Callable[[], tuple[str, ...]] | None = None
+        # Set by the node: where it may be dialled, and whether strangers have done so.
+        self.place: Callable[[], tuple[tuple[str, ...], bool]] | None = None
         self._environment = environment
         self._identity = identity
         self._network_id = network_id
         self._metrics = metrics
+        self._offers = offers
         self._own_offer = own_offer
         self._forget_offer = forget_offer
         self._is_open = is_open
         self._start = start
         self._bell = Bell()
         self._is_closed = False
-        # What is listed now: the offer's hash and the addresses; and the withdrawal kept ready for it.
-        self._listed: tuple[bytes, tuple[str, ...] | None] | None = None
+        # What is listed now: the offer's hash and the place; and the withdrawal kept ready for it.
+        self._listed: tuple[bytes, tuple[tuple[str, ...], bool]] | None = None
         self._withdrawal: tuple[int, int] | None = None
 
     async def run(self) -> None:
@@ -81,6 +88,8 @@ class Advertising:
         match news:
             case Arrived(item):
                 self.book.put(item)
+                if item.kind is Kind.WITHDRAWAL:
+                    self._offers.remove((item.publisher,))
             case Gone(item):
                 self.book.remove(item)
             case Suspect(publisher, sequence, expires_ms):
@@ -89,7 +98,8 @@ class Advertising:
                     "suspicion", seal_suspicion(publisher, sequence, expires_ms, now_ms, self._identity, self._network_id)
                 )  # fmt: skip
             case Republish(above):
-                self._start(self._outbid, above)
+                with suppress(Refused):  # the market closes, and takes the offer back by itself
+                    self._start(self._outbid, above)
         self._metrics.set("offers_known", len(self.book))
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -102,8 +112,8 @@ class Advertising:
         if offer is None:
             self._withdraw()
             return
-        addresses = self.addresses() if self.addresses is not None else None
-        if self._listed == (offer.document, addresses):
+        place = self.place() if self.place is not None else (tuple(offer.offer.addresses), True)
+        if self._listed == (offer.document, place):
             return
         if self._listed is not None and self._listed[0] == offer.document:
             # The same offer from another place: it needs a sequence of its own.
@@ -112,8 +122,8 @@ class Advertising:
         reserved = await self._environment.database.write(records.next_offer_sequence)
         if self._is_closed:
             return
-        listing = make_listing(offer.offer, addresses)
-        self._listed, self._withdrawal = (offer.document, addresses), (reserved, listing.expires_ms)
+        listing = make_listing(offer.offer, place[0], reachable=place[1])
+        self._listed, self._withdrawal = (offer.document, place), (reserved, listing.expires_ms)
         self._send("listing", seal_listing(listing, self._identity, self._network_id))
 
     def _withdraw(self) -> None:

@@ -36,13 +36,14 @@ class Finding:
         self._listings = listings
 
     def listings(self) -> list[Listed]:
-        """Give every offer of others that stands: as gossip brought it, else in short from the offer that was asked for."""
+        """Give every offer of others that stands: as gossip brought it, else as the provider told on a link that stands."""
         now_ms = self._environment.clock.wall_ms()
         known = [listed for listed in self._listings.current(now_ms) if listed.provider != self._own]
+        linked = self._transport.links()
         asked = [
             Listed(provider, make_listing(signed.offer))
             for provider, signed in self._offers.current(now_ms).items()
-            if self._listings.get(provider) is None
+            if provider in linked and self._listings.get(provider) is None
         ]
         return [*known, *asked]
 

@@ -33,8 +33,8 @@ class Listed:
     listing: Listing
 
 
-def make_listing(offer: Offer, addresses: tuple[str, ...] | None = None) -> Listing:
-    """Give an offer in short. addresses: where strangers can dial the provider, None for what the offer says."""
+def make_listing(offer: Offer, addresses: tuple[str, ...] | None = None, *, reachable: bool = True) -> Listing:
+    """Give an offer in short. addresses: best first, None for what the offer says. reachable: strangers have dialled one."""
     hardware = offer.hardware
     return Listing(
         sequence=offer.sequence,
@@ -54,6 +54,7 @@ def make_listing(offer: Offer, addresses: tuple[str, ...] | None = None) -> List
         call_price=offer.call_price,
         region=tuple(offer.region[:8]),
         version=PROTOCOL_VERSION,
+        unreached=not reachable,
     )
 
 
@@ -99,8 +100,10 @@ class DocumentCheck:
         if kind is Listing:
             listing = open_envelope(envelope, Listing, self._network_id)
             _check_times(listing.sequence, listing.expires_ms, now_ms)
+            # Monitors dial only whom strangers have reached before; the others come to them.
+            addresses = () if listing.unreached else listing.addresses
             return make_item(
-                Kind.OFFER, signer, signer, listing.sequence, listing.sequence, listing.expires_ms, data, tuple(listing.addresses)
+                Kind.OFFER, signer, signer, listing.sequence, listing.sequence, listing.expires_ms, data, tuple(addresses)
             )
         if kind is Withdrawal:
             withdrawal = open_envelope(envelope, Withdrawal, self._network_id)

@@ -95,7 +95,7 @@ class MarketService:
             environment, identity, network_id, settings, metrics, transport, self.models, pins, self._violated, self._start
         )
         self.advertising = Advertising(
-            environment, identity, network_id, metrics, self.own_offer, self.storefront.forget_offer,
+            environment, identity, network_id, metrics, self.purchasing.offers, self.own_offer, self.storefront.forget_offer,
             lambda: not (work.admission.is_draining or work.admission.is_paused(environment.clock.monotonic())), self._start,
         )  # fmt: skip
         self.finding = Finding(environment, identity.node_id, transport, self.purchasing.offers, self.advertising.book)
@@ -149,7 +149,10 @@ class MarketService:
     def _start(self, function: Callable[..., Any], *arguments: Any) -> None:
         if self._nursery is None:
             raise Refused(Reason.SHUTTING_DOWN, "the market is closed")
-        self._nursery.start_soon(function, *arguments)
+        try:
+            self._nursery.start_soon(function, *arguments)
+        except RuntimeError as error:  # its last task has just ended
+            raise Refused(Reason.SHUTTING_DOWN, "the market is closed") from error
 
     def apply(self, settings: MarketSettings) -> None:
         """Use changed settings: prices touch new quotes, limits new requests; open agreements keep their terms."""

@@ -18,9 +18,8 @@ def connect_offers(node: "Node") -> None:
     market.finding.peer_fields = lambda: peer_fields(node)
     market.finding.reach = discovery.reach  # type: ignore[assignment]  # ids are plain bytes in the market
     discovery.address_hints = market.finding.addresses
-    if discovery.offers is None or discovery.gossip is None:
+    if discovery.offers is None:
         return
-    gossip = discovery.gossip
 
     def heard(news: Any) -> None:
         if isinstance(news, Arrived | Gone | Suspect | Republish):
@@ -28,7 +27,9 @@ def connect_offers(node: "Node") -> None:
 
     discovery.offers.on_news = heard
     market.advertising.publish = discovery.offers.publish
-    market.advertising.addresses = lambda: gossip.own.addresses
+    market.advertising.place = lambda: (
+        tuple(dict.fromkeys((*discovery.roles.confirmed, *discovery.own_addresses()))), discovery.roles.is_server
+    )  # fmt: skip
 
 
 def peer_fields(node: "Node") -> Fields:

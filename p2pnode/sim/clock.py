@@ -59,7 +59,8 @@ class SimClock(trio.abc.Clock):
         if math.isinf(first):
             return first
         if self._grain:
-            first = math.ceil(first / self._grain) * self._grain
+            # Rounding may fall short of the moment by its last bit; then it would never come.
+            first = max(first, math.ceil(first / self._grain) * self._grain)
         self._now = now = max(self._now, first)
         while due and due[0][0] <= now:
             heapq.heappop(due)[2]()

@@ -319,6 +319,8 @@ class FastDriver:
         def answer(reply: Message | None, reason: Reason | None) -> None:
             now = self.network.now + node.wall
             if reply is None:
+                if reason is None:
+                    node.missed(contact)
                 self.perform(node, node.dht.handle(Failed(ask.ask_id, reason), now))
                 return
             node.met(contact)
@@ -362,6 +364,7 @@ class FastDriver:
         def answer(reply: Message | None, reason: Reason | None) -> None:
             if reply is None:
                 return
+            node.met(lost)
             if self.network.now >= node.last_again + AGAIN_SECONDS:
                 node.last_again = self.network.now
                 self.perform(node, node.dht.bootstrap([lost], self.network.now + node.wall))

@@ -25,8 +25,9 @@ JOIN_SECONDS_MAX: Final = 120.0
 # One peer that was lost is tried every so often, so that a healed partition is noticed; entering by it is spaced.
 PROBE_SECONDS: Final = 30.0
 AGAIN_SECONDS: Final = 5.0
-# Peers that answered once and are remembered across crashes.
+# Peers that answered once and are remembered across crashes; of these, those that answer no longer.
 BOOK_MAX: Final = 64
+LOST_MAX: Final = 32
 ENTRY_POINTS_MAX: Final = 12
 # How often the gossip machine is told of servers in the routing table.
 LEARN_SECONDS: Final = 30.0
@@ -55,8 +56,8 @@ class FastNode:
     """
 
     __slots__ = (
-        "addresses", "book", "callbacks", "contact", "dht", "entry_points", "entry_wait", "epoch", "gossip", "group", "hidden",
-        "identity_seed", "index", "last_again", "last_entry", "links", "name", "next_entry", "next_learn", "next_offer",
+        "book", "callbacks", "contact", "dht", "entry_points", "entry_wait", "epoch", "gossip", "group", "hidden",
+        "identity_seed", "index", "last_again", "last_entry", "links", "lost", "name", "next_entry", "next_learn", "next_offer",
         "next_probe", "offer_bytes", "offer_sequence", "options", "place", "role_at", "rows", "schedule", "state", "tick_at",
         "wall", "wants_entry",
     )  # fmt: skip
@@ -77,6 +78,7 @@ class FastNode:
         self.links: dict[int, Link] = {}
         self.entry_points: tuple[Contact, ...] = ()
         self.book: dict[bytes, Contact] = {}
+        self.lost: dict[bytes, Contact] = {}
         self.rows: list[OwnRecordRow] = []
         self.offer_bytes = options.offer_bytes
         self.offer_sequence = 0
@@ -118,14 +120,23 @@ class FastNode:
 
     def met(self, contact: Contact) -> None:
         """A node answered: remember it as a way back, the latest last."""
+        node_id = contact.node_id
+        self.lost.pop(node_id, None)
         book = self.book
-        if book.pop(contact.node_id, None) is None and len(book) >= BOOK_MAX:
+        if book.pop(node_id, None) is None and len(book) >= BOOK_MAX:
             del book[next(iter(book))]
-        book[contact.node_id] = contact
+        book[node_id] = contact
+
+    def missed(self, contact: Contact) -> None:
+        """A node that answered once does so no longer: it may be back one day, or on the other side of a cut."""
+        if contact.node_id in self.book and contact.node_id not in self.lost:
+            if len(self.lost) >= LOST_MAX:
+                del self.lost[next(iter(self.lost))]
+            self.lost[contact.node_id] = contact
 
     def lost_peer(self, uniform: float) -> Contact | None:
-        """Give a remembered peer that is in the table no longer."""
-        lost = [contact for node_id, contact in self.book.items() if node_id not in self.dht.table]
+        """Give one of those by chance."""
+        lost = list(self.lost.values())
         return lost[int(uniform * len(lost))] if lost else None
 
     def ways_in(self) -> list[Contact]:

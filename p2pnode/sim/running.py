@@ -45,6 +45,8 @@ def run_case(
     if case.is_swarm:
         case = drawn_case(case, seed)
     experiment = Experiment(case, seed, on_progress)
+    if replay is not None and not replay.is_file():
+        raise InputError(f"there is no trace {replay}")
     try:
         recorded = None if replay is None else recorded_lines(replay)
         trace = Trace("messages" if trace_file or replay else _level(case), file=trace_file, recorded=recorded)

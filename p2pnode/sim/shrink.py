@@ -16,7 +16,7 @@ from p2pnode.sim.scenario import STEPS, Case, Options
 NODES_MIN: Final = 8
 SECONDS_MIN: Final = 60.0
 # Runs that shrinking may take; each is at most as large as the one it began with.
-RUNS_MAX: Final = 60
+RUNS_MAX: Final = 120
 Fails = Callable[[Case, int], bool]
 
 

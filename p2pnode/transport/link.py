@@ -31,9 +31,8 @@ Result = TypeVar("Result")
 # How soon a link that became busy is looked at, and how often while it is; every time-out is many times longer.
 _SOON_SECONDS = 5.0
 _BUSY_SECONDS = 1.0
-# The first receive buffer of a link, and how much larger each next one is.
+# The first receive buffer of a link. It doubles up to the size from which on the whole is mapped.
 _FIRST_BUFFER_BYTES = 2048
-_BUFFER_GROWTH = 8
 _MAPPED_BYTES_MIN = 65_536
 
 
@@ -360,8 +359,9 @@ class Link:
 
     def _grow(self) -> None:
         """Traffic has filled the buffer: take a larger one. Mapped memory costs nothing where no traffic reaches it."""
-        size = min(self._limits.receive_buffer_bytes, _BUFFER_GROWTH * len(self._received))
-        larger = memoryview(bytearray(size) if size < _MAPPED_BYTES_MIN else mmap.mmap(-1, size))
+        most = self._limits.receive_buffer_bytes
+        size = min(most, 2 * len(self._received))
+        larger = memoryview(bytearray(size) if size < min(most, _MAPPED_BYTES_MIN) else mmap.mmap(-1, most))
         larger[self._start : self._end_of_data] = self._received[self._start : self._end_of_data]
         self._received = larger
 

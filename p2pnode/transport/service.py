@@ -21,6 +21,7 @@ from p2pnode.reasons import Reason
 from p2pnode.transport.dialling import Dialler, count_failure, receive_handshake, send_all, tell
 from p2pnode.transport.dispatch import LinkSurroundings
 from p2pnode.transport.handshake import Established, Handshake, Introduction, Peer, refusal
+from p2pnode.transport.idle_order import IdleOrder
 from p2pnode.transport.limits import BufferBudget, ConnectionGate, Limits
 from p2pnode.transport.link import Link
 from p2pnode.transport.pump import Turn
@@ -122,6 +123,7 @@ class TransportService:
         self._all: dict[Link, None] = {}
         # Closed to make room, and still to say goodbye: their places are given away already.
         self._leaving: dict[Link, None] = {}
+        self._idle_order = IdleOrder()
         self._dialling: dict[NodeId, trio.Event] = {}
         self._listeners: list[Listener] = []
         self._gate: ConnectionGate | None = None
@@ -305,17 +307,15 @@ class TransportService:
         handshake = self._handshake(stream, False, None)
         limit = "first_byte_seconds"
         try:
-            with trio.move_on_after(self._limits.handshake_seconds) as whole:
+            begun = trio.current_time()
+            with trio.move_on_at(begun + self._limits.first_byte_seconds) as whole:
                 first = bytearray(2048)
-                count = 0
-                with trio.move_on_after(self._limits.first_byte_seconds):
-                    count = await stream.receive_into(memoryview(first))
-                    limit = "handshake_seconds"
-                if limit == "handshake_seconds":
-                    if count == 0:
-                        raise Unreachable("closed before it said anything")
-                    await send_all(stream, handshake.receive(first[:count]))
-                    await send_all(stream, await receive_handshake(stream, handshake))
+                count = await stream.receive_into(memoryview(first))
+                limit, whole.deadline = "handshake_seconds", begun + self._limits.handshake_seconds
+                if count == 0:
+                    raise Unreachable("closed before it said anything")
+                await send_all(stream, handshake.receive(first[:count]))
+                await send_all(stream, await receive_handshake(stream, handshake))
             if handshake.established is not None and not whole.cancelled_caught:
                 return handshake.established, handshake.leftover
             self._metrics.add("limit_hits_total", limit)
@@ -380,21 +380,15 @@ class TransportService:
 
     def _make_room(self, only_inbound: bool) -> bool:
         """Close the link that has been idle longest and that nobody keeps, and give its place away at once."""
-        gate = self._gate
         latest = self._environment.clock.monotonic() - self._limits.evict_idle_seconds
-        victim: Link | None = None
-        for link in self._all:
-            if link.peer.inbound or not only_inbound:
-                idle_since = link.idle_since()
-                if idle_since <= latest:
-                    victim, latest = link, idle_since
-        if victim is None or gate is None:
+        victim = self._idle_order.take(self._all, latest, only_inbound)
+        if victim is None or self._gate is None:
             return False
         self._leaving[victim] = None
         if victim.peer.inbound:
-            gate.leave(victim.peer.seen_address)
+            self._gate.leave(victim.peer.seen_address)
         else:
-            gate.hang_up()
+            self._gate.hang_up()
         self._metrics.add("limit_hits_total", "evict_idle_seconds")
         victim.close(Reason.IDLE)
         return True
@@ -419,6 +413,7 @@ class TransportService:
             await link.run()
         finally:
             self._all.pop(link, None)
+            self._idle_order.forget(link)
             self._metrics.set("connections_open", len(self._all))
             self._down(link, link.closed or Reason.CONNECTION_LOST)
 

@@ -14,6 +14,7 @@ from p2pnode.errors import QueryError
 from p2pnode.ids import node_text
 from p2pnode.jobs.spec import JobSpec
 from p2pnode.node.main import Daemon
+from p2pnode.reasons import Reason
 from p2pnode.sim.world import run_world
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 async def network(world):
     """A hub that only buys, three sellers and a buyer; all know the hub alone."""
     nodes = {"hub": await world.start("hub", {"provide.enabled": "false"})}
-    for name, price in (("alice", "0.1"), ("bob", "0.5"), ("carol", "0.9")):
+    for name, price in (("alice", "100000"), ("bob", "500000"), ("carol", "900000")):
         nodes[name] = await world.start(name, {"provide.price": price, "provide.region": "eu"}, knows=["hub"])
     nodes["dave"] = await world.start("dave", {"provide.enabled": "false"}, knows=["hub"])
     await world.settle(lambda: len(nodes["dave"].market.finding.listings()) == 3)
@@ -38,17 +39,17 @@ def test_every_offer_is_known_to_everybody_and_searched():
         nodes = await network(world)
         dave = nodes["dave"]
         assert found(dave) == [nodes[name].node_id for name in ("alice", "bob", "carol")], "cheapest first"
-        assert found(dave, "price<0.6 region=eu", order="-price") == [nodes["bob"].node_id, nodes["alice"].node_id]
+        assert found(dave, "price<600000 region=eu", order="-price") == [nodes["bob"].node_id, nodes["alice"].node_id]
 
         async def ask(**query):
             reply = await all_routes().dispatch(Control(Daemon(dave)), Request("GET", ("v1", "offers", "search"), query, {}, b""))
             return json.loads(reply.body)
 
-        answer = await ask(q="price<0.6", order="-price", explain="1")
+        answer = await ask(q="price<600000", order="-price", explain="1")
         assert [row["provider"] for row in answer["offers"]] == [node_text(nodes[name].node_id) for name in ("bob", "alice")]
-        assert answer["offers"][0]["price"] == 0.5
+        assert answer["offers"][0]["price"] == 500000
         excluded = {each["condition"]: (each["excluded"], each["alone"]) for each in answer["exclusions"]}
-        assert excluded["price<0.6"] == (1, 1)
+        assert excluded["price<600000"] == (1, 1)
         assert excluded["not suspected"] == (0, 0)
         assert answer["sources"]["price"] == "offer"
         assert answer["sources"]["reliability"] == "own"
@@ -69,7 +70,7 @@ def test_a_buyer_reaches_the_cheapest_provider_though_no_link_stands(tmp_path):
         dave, alice = nodes["dave"], nodes["alice"]
         link = dave.transport.links().get(alice.node_id)
         if link is not None:
-            link.close()
+            link.close(Reason.IDLE)
             await world.settle(lambda: alice.node_id not in dave.transport.links())
         reached, reach = [], dave.market.finding.reach
 

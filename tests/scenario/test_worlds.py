@@ -11,7 +11,7 @@ import trio
 
 from p2pnode.errors import StoreError, Unreachable
 from p2pnode.reasons import Reason
-from p2pnode.sim.faults import After, Flapping, MassFailure, RollingPartitions, run_faults
+from p2pnode.sim.faults import After, MassFailure, RollingPartitions, run_faults
 from p2pnode.sim.options import WorldOptions
 from p2pnode.sim.trace import Trace, recorded_lines
 from p2pnode.sim.world import run_world
@@ -202,13 +202,13 @@ def test_a_partition_splits_and_heals_and_machines_behind_translators_cannot_be_
 
 
 def test_a_hundred_nodes_join_publish_fail_and_find_again() -> None:
-    """Everybody joins and some publish; 30 % crash, some flap, a partition comes and goes; then everything is found again."""
+    """Everybody joins and some publish; a fifth lose power, a partition comes and goes; then everything is found again."""
 
     async def scenario(world) -> dict[str, float]:
         for index in range(100):
             await world.start(f"n{index}", knows=[f"n{(index - 1) // 2}"] if index else [])
-            await trio.sleep(0.2)
-        await trio.sleep(30)
+            await trio.sleep(0.1)
+        await trio.sleep(15)
         keys = []
         for index in range(0, 100, 10):
             published = await world.residents[f"n{index}"].node.discovery.publish(b"test", f"value of n{index}".encode())
@@ -230,11 +230,11 @@ def test_a_hundred_nodes_join_publish_fail_and_find_again() -> None:
             return answers / count
 
         before = await found(50)
-        plans = [MassFailure(0.3, down_seconds=30, silent=True), Flapping(0.1, times=1), After(10, RollingPartitions(times=1))]
+        plans = [MassFailure(0.2, down_seconds=15, silent=True), After(5, RollingPartitions(seconds=15, pause_seconds=0, times=1))]
         await run_faults(world, plans)
-        await trio.sleep(120)
+        await trio.sleep(60)
         assert max(len(resident.node.transport.links()) for resident in world.residents.values()) <= 32
-        assert min(resident.node.discovery.dht.table.live for resident in world.residents.values()) > 0
+        assert min(resident.node.discovery.dht.table.live() for resident in world.residents.values()) > 0
         return {"before": before, "after": await found(50)}
 
     result = run_world(scenario, options=WorldOptions(nodes=101, latency="continents", seed=4))
@@ -257,7 +257,7 @@ def test_tasks_and_connections_stay_flat_over_virtual_hours() -> None:
             await meet(one, other)
         tasks, streams, held = [], [], []
         for _ in range(3):
-            for _ in range(30):
+            for _ in range(20):
                 await meet(*world.random.sample(names, 2))
                 await trio.sleep(60)
             tasks.append(trio.lowlevel.current_statistics().tasks_living)

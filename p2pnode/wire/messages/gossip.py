@@ -105,6 +105,7 @@ class Listing(Struct, frozen=True, omit_defaults=True):
     It is for finding; the whole Offer is asked of the provider, and a quote alone binds. gigaops: measured 10^9 operations a
     second. price: micro-credits per 10^9 operations. engines: execution providers without the words every name ends in.
     models: first 8 bytes of the ids of up to 16 models held; model_count: how many there are. classes: numeric classes.
+    unreached: no stranger has dialled the provider so far, its addresses are only hints.
     """
 
     sequence: Count
@@ -124,6 +125,7 @@ class Listing(Struct, frozen=True, omit_defaults=True):
     call_price: Amount = 0
     region: Labels = ()
     version: Count = 1
+    unreached: bool = False
 
 
 @message(48)

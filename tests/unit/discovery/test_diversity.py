@@ -2,7 +2,7 @@
 
 import pytest
 
-from p2pnode.discovery.diversity import contact_group, group_of, has_room, pick_diverse
+from p2pnode.discovery.diversity import contact_group, group_of, has_room
 from p2pnode.wire.messages.discovery import Contact
 
 
@@ -39,16 +39,6 @@ def test_rule_9_addresses_that_are_not_global_count_only_when_strict(address):
 def test_a_contact_counts_to_its_first_address():
     assert contact_group(contact(1, "8.8.8.1:1", "9.9.9.1:1")) == group_of("8.8.8.2:1")
     assert contact_group(contact(1)) == ""
-
-
-def test_rule_9_a_result_has_two_of_one_network():
-    crowd = [contact(number, f"8.8.8.{number}:1") for number in range(1, 9)]
-    others = [contact(100 + number, f"9.9.{number}.1:1") for number in range(5)]
-    picked = pick_diverse([*crowd, *others], 5, 2)
-    assert picked == [*crowd[:2], *others[:3]]
-    lan = [contact(number, f"10.0.0.{number}:1") for number in range(1, 9)]
-    assert pick_diverse(lan, 5, 2) == lan[:5]
-    assert pick_diverse(lan, 5, 2, strict=True) == lan[:2]
 
 
 def test_has_room_counts_only_what_it_let_in():

@@ -232,8 +232,8 @@ def test_what_an_honest_node_names_too_is_not_put_last():
     made.add_seeds([honest])
     (first,) = made.next()
     assert first.contact == honest, "what the liar named waits"
-    made.answered(honest.node_id, [shared], 16)
-    assert made.next()[0].contact == shared
+    made.answered(honest.node_id, [shared, node(900)], 16)
+    assert [candidate.contact for candidate in made.next()] == [shared, node(900)]
 
 
 def test_everything_is_bounded():

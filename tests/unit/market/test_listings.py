@@ -57,8 +57,10 @@ def test_an_offer_in_short_says_what_searches_need_in_400_bytes():
     assert len(sealed(facts=plain)) <= 280
 
 
-def test_what_nobody_can_dial_lists_no_address():
-    assert make_listing(make_offer(FACTS, SETTINGS, 1, NOW), ()).addresses == ()
+def test_monitors_are_told_no_address_of_what_nobody_has_dialled():
+    hidden = make_listing(make_offer(FACTS, SETTINGS, 1, NOW), reachable=False)
+    assert hidden.addresses == FACTS.addresses[:2]
+    assert CHECK(seal_listing(hidden, ALICE, NETWORK), NOW).addresses == ()
 
 
 def test_the_largest_listing_still_fits():

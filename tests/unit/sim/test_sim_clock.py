@@ -53,3 +53,34 @@ def test_the_environments_clock_has_a_wall_and_a_skew() -> None:
         assert clock.wall_ms() == EPOCH_MS + 1750
 
     trio.run(main, clock=SimClock())
+
+
+def test_steps_are_never_too_short_and_what_falls_into_one_happens_together() -> None:
+    clock = SimClock(grain_seconds=0.002)
+    happened = []
+    for number in range(1, 1000):
+        moment = number * 0.0007
+        clock.call_at(moment, lambda moment=moment: happened.append((moment, clock.current_time())))
+    while clock.pending:
+        before = clock.pending
+        assert clock.deadline_to_sleep_time(math.inf) == 0.0
+        assert clock.pending < before
+    assert [moment for moment, _ in happened] == sorted(moment for moment, _ in happened)
+    assert all(0 <= now - moment < 0.002 + 1e-9 for moment, now in happened)
+    for number in range(1000):
+        deadline = clock.current_time() + 0.0001 * (number + 1)
+        clock.deadline_to_sleep_time(deadline)
+        assert clock.current_time() >= deadline
+
+
+def test_planned_actions_run_in_order_of_time_and_then_of_their_keys() -> None:
+    clock = SimClock()
+    happened = []
+    for when, key in ((2.0, 5), (1.0, 9), (1.0, 3)):
+        clock.call_at(when, lambda key=key: happened.append(key), key)
+    assert clock.deadline_to_sleep_time(1.5) == 0.0
+    assert (happened, clock.current_time()) == ([3, 9], 1.0)
+    assert clock.deadline_to_sleep_time(1.5) == 0.0
+    assert (happened, clock.current_time()) == ([3, 9], 1.5)
+    assert clock.deadline_to_sleep_time(math.inf) == 0.0
+    assert happened == [3, 9, 5]
