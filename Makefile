@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS := --quiet --disable-pip-version-check --no-input --require-hashes --only-binary :all: --no-deps
 LOCK_FLAGS := --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --generate-hashes --overrides requirements/overrides.txt
 
-.PHONY: demo test check bench docs kill-matrix lock format clean
+.PHONY: demo test check bench sim sim-figures docs kill-matrix lock format clean
 
 demo: $(VENV)/.demo ## two providers and a client on this machine, real models, receipts verified
 	$(BIN)/p2pnode demo
@@ -26,6 +26,14 @@ bench: $(VENV)/.test ## ratios against peers, measured in one run
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/transport.py
 
+sim: $(VENV)/.test ## 300 nodes under churn, partition and attack, a market that fails, and a swarm: some minutes
+	for each in churn partition eclipse; do $(BIN)/p2pnode sim simulations/$$each.toml --seed 1 --set seconds=1500 || exit 1; done
+	$(BIN)/p2pnode sim simulations/market.toml --seed 1
+	$(BIN)/p2pnode sim simulations/swarm.toml
+
+sim-figures: $(VENV)/.test ## every simulation with all its seeds, into simulations/results: some hours on two processors
+	for each in simulations/*.toml; do $(BIN)/p2pnode sim $$each --out simulations/results || exit 1; done
+
 docs: $(VENV)/.test ## write the reference pages that come from tables
 	$(BIN)/python -m p2pnode.cli.reference docs/reference
 
@@ -36,7 +44,7 @@ format: $(VENV)/.test
 lock: | $(VENV)/bin/python ## pin and hash the dependencies again
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo pyproject.toml requirements/build.in -o requirements/demo.lock
-	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra test --extra bench pyproject.toml requirements/build.in requirements/test.in -o requirements/test.lock
+	$(BIN)/uv pip compile $(LOCK_FLAGS) --extra demo --extra test --extra bench --extra sim pyproject.toml requirements/build.in requirements/test.in -o requirements/test.lock
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -118,12 +118,13 @@ class Spreading:
             if neighbour.documents_at > now and neighbour.entries_at > now:
                 self.deadline = min(self.deadline, neighbour.documents_at, neighbour.entries_at)
                 continue
-            documents, size = [], 0
+            documents: list[bytes] = []
+            size = 0
             while neighbour.documents and len(documents) < DOCUMENTS_MAX and size < DOCUMENTS_BYTES_MAX:
                 item = neighbour.documents.pop(next(iter(neighbour.documents)))
                 documents.append(item.data)
                 size += len(item.data)
-            entries = []
+            entries: list[bytes] = []
             while neighbour.entries and len(entries) < ENTRIES_MAX:
                 entries.append(neighbour.entries.pop(next(iter(neighbour.entries))).entry)
             neighbour.documents_at = now if neighbour.documents else inf

@@ -150,16 +150,19 @@ class _Parser:
         self._clauses = 0
 
     def whole(self) -> Node:
-        if self._now.sort is _Sort.END:
+        if self._is(_Sort.END):
             return All((), "")
         tree = self._either()
-        if self._now.sort is not _Sort.END:
-            raise self._wrong("nothing can follow here" if self._now.sort is not _Sort.CLOSE else "no `(` belongs to this")
+        if not self._is(_Sort.END):
+            raise self._wrong("no `(` belongs to this" if self._is(_Sort.CLOSE) else "nothing can follow here")
         return tree
 
     @property
     def _now(self) -> _Token:
         return self._tokens[self._at]
+
+    def _is(self, sort: _Sort) -> bool:
+        return self._now.sort is sort
 
     def _next(self) -> _Token:
         token = self._now
@@ -202,10 +205,10 @@ class _Parser:
                 self._next()
                 inner = self._inverse()
                 return Not(inner, self._source(start))
-            if self._now.sort is _Sort.OPEN:
+            if self._is(_Sort.OPEN):
                 opened = self._next()
                 inner = self._either()
-                if self._now.sort is not _Sort.CLOSE:
+                if not self._is(_Sort.CLOSE):
                     raise self._wrong("this `(` is never closed", opened)
                 self._next()
                 return inner
@@ -224,7 +227,7 @@ class _Parser:
         if start.sort is not _Sort.WORD or start.is_keyword(*KEYWORDS):
             raise self._wrong(f"a condition is missing before {start.sort.value if not start.text else f'`{start.text}`'}")
         self._next()
-        if self._now.sort is _Sort.OPERATOR:
+        if self._is(_Sort.OPERATOR):
             operator = self._next()
             values = (self._value(f"a value is missing after `{operator.text}`"),)
             name = "=" if operator.text == "==" else operator.text
@@ -235,18 +238,16 @@ class _Parser:
 
     def _membership(self, start: _Token) -> Node:
         self._next()
-        if self._now.sort is not _Sort.OPEN:
+        if not self._is(_Sort.OPEN):
             raise self._wrong("`in` is followed by values in parentheses: region in (eu, us)")
         opened = self._next()
         values = [self._value("a value is missing")]
-        while self._now.sort is _Sort.COMMA:
+        while self._is(_Sort.COMMA):
             self._next()
             values.append(self._value("a value is missing after `,`"))
-        if self._now.sort is not _Sort.CLOSE:
+        if not self._is(_Sort.CLOSE):
             raise (
-                self._wrong("this `(` is never closed", opened)
-                if self._now.sort is _Sort.END
-                else self._wrong("`,` or `)` belongs here")
+                self._wrong("this `(` is never closed", opened) if self._is(_Sort.END) else self._wrong("`,` or `)` belongs here")
             )
         self._next()
         return Comparison(start.text, "in", tuple(values), start.position, self._source(start.position))

@@ -157,6 +157,10 @@ class Driver(Protocol):
         """Give what a node knows of offers: publisher's id to version."""
         ...
 
+    def offer(self, index: int, publisher: bytes) -> int:
+        """Give the version of one publisher's offer that a node would show; 0 for none."""
+        ...
+
     def neighbours(self, index: int) -> Sequence[bytes]:
         """Give the ids of a node's gossip neighbours."""
         ...

@@ -132,11 +132,13 @@ class Experiment:
 
     def _sample_offers(self, settled: list[int], at: float) -> None:
         driver = self._driver
-        sellers = {driver.contact(index).node_id: None for index in settled}
+        ids = {index: driver.contact(index).node_id for index in settled}
+        sellers = [node_id for index, node_id in ids.items() if driver.offer(index, node_id)]
         chosen = settled if len(settled) <= OFFERS_SAMPLED_MAX else self._chance.sample(settled, OFFERS_SAMPLED_MAX)
         for index in chosen:
             known = driver.offers(index)
-            self.measures.over_time("offer_coverage").add(at, sum(publisher in known for publisher in sellers) / len(sellers))
+            share = sum(publisher in known for publisher in sellers) / len(sellers) if sellers else 1.0
+            self.measures.over_time("offer_coverage").add(at, share)
         if settled:
             self.measures.views_connected.add(self._workload.views_are_connected())
 

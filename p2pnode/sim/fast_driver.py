@@ -260,6 +260,10 @@ class FastDriver:
         """Give publisher -> version of the offers that a node would show."""
         return self.gossip.offers(self.nodes[index]) if self.gossip is not None else {}
 
+    def offer(self, index: int, publisher: bytes) -> int:
+        """Give the version of one offer that a node would show; 0 for none."""
+        return self.gossip.version(self.nodes[index], publisher) if self.gossip is not None else 0
+
     def neighbours(self, index: int) -> Sequence[bytes]:
         """Give the ids of a node's gossip neighbours."""
         return self.gossip.neighbours(self.nodes[index]) if self.gossip is not None else []

@@ -57,7 +57,7 @@ def _in_processes(plan: Plan, workers: int, on_progress: OnProgress | None) -> l
                     _, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
                     _tell(told, on_progress)
                 return [future.result() for future in futures]
-            except BaseException:
+            except BaseException:  # an interrupt included: the other runs must not go on for minutes
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 

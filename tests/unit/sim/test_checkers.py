@@ -78,15 +78,14 @@ def a_book(role: str, paid: int = 10, cheque: int = 10, calls: int = 1) -> sqlit
     book = memory()
     peer = BOB if role == "client" else ALICE
     book.execute(
-        """INSERT INTO agreements (id, role, peer, model_id, quote, job, state, amount_max, slice_amount, chain_anchor, chain_length,
-           opened_ms, deadline_ms, total, paid, slices, slices_paid, chain_tip, ended_ms, end_reason)
+        """INSERT INTO agreements (id, role, peer, model_id, quote, job, state, amount_max, slice_amount, chain_anchor,
+           chain_length, opened_ms, deadline_ms, total, paid, slices, slices_paid, chain_tip, ended_ms, end_reason)
            VALUES (?, ?, ?, ?, ?, ?, 'ended', 100, 20, ?, 9, 0, 9, 10, ?, 1, 1, ?, 9, 'completed')""",
         (AGREEMENT, role, peer, bytes(32), bytes(32), b"j" * 32, bytes(32), paid, bytes(32)),
     )
     for number in range(calls):
-        state = "receipted" if role == "client" else "receipted"
         book.execute(
-            "INSERT INTO calls VALUES (?, ?, 0, ?, ?, x'', x'', 10, ?)", (AGREEMENT, number, number, b"i" * 32, state)
+            "INSERT INTO calls VALUES (?, ?, 0, ?, ?, x'', x'', 10, 'receipted')", (AGREEMENT, number, number, b"i" * 32)
         )
     book.execute("INSERT INTO receipts VALUES (?, 0, ?, 1, ?, 1, 10, 10, 'cpu', 9)", (AGREEMENT, b"r" * 32, bytes(32)))
     book.execute("INSERT INTO cheques VALUES (?, 0, ?, ?, ?, ?, 9)", (AGREEMENT, b"c" * 32, b"r" * 32, cheque, bytes(32)))
@@ -160,8 +159,6 @@ def test_books_that_do_not_sum_to_zero_are_found() -> None:
     assert any("balance income" in sentence for sentence in broken(network))
     for trigger in ("entries_belong", "entries_count"):
         book.execute(f"DROP TRIGGER {trigger}")
-    book.execute(
-        "INSERT INTO journals VALUES (1, ?, 'cheque', NULL, 0, '', '[[\"income\", 5], [\"spend\", -5]]')", (b"s" * 32,)
-    )
+    book.execute("INSERT INTO journals VALUES (1, ?, 'cheque', NULL, 0, '', '[[\"income\", 5], [\"spend\", -5]]')", (b"s" * 32,))
     book.execute("INSERT INTO entries VALUES (1, 7, 'income', 5)")
     assert any("sum to 5" in sentence for sentence in broken(network))

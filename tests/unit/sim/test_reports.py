@@ -39,7 +39,9 @@ def a_run(case: str, seed: int, successes: int) -> Run:
 
 def the_results(stormy: int = 80) -> dict:
     scenario = a_scenario()
-    return make_results(scenario, [a_run("calm", 1, 100), a_run("calm", 2, 98), a_run("stormy", 1, stormy), a_run("stormy", 2, 100)])
+    return make_results(
+        scenario, [a_run("calm", 1, 100), a_run("calm", 2, 98), a_run("stormy", 1, stormy), a_run("stormy", 2, 100)]
+    )
 
 
 def test_a_result_says_how_to_repeat_it_and_whether_it_reached_what_it_must() -> None:
@@ -78,7 +80,7 @@ def test_the_page_holds_everything_and_trusts_nobody(tmp_path) -> None:
     assert "data:image/png;base64,iVBORw==" in text
     assert "digest-stormy-2" in text
     assert "a figure is missed" in text
-    assert "src=\"http" not in text
+    assert 'src="http' not in text
 
 
 def test_the_results_file_is_the_same_for_the_same_runs(tmp_path) -> None:

@@ -48,7 +48,9 @@ def test_a_case_overrides_the_file_and_the_command_line_overrides_both() -> None
     assert Threshold("hops", False, 3.0) in a.thresholds
     assert Threshold("gets", True, 1.0) in a.thresholds
     assert Threshold("hops", False, 2.0) in b.thresholds
-    changed = parsed(**data, changes={"nodes": "70", "churn": "weibull", "settings.alpha": "5", "seeds": "[9]", "driver": "world"})
+    changed = parsed(
+        **data, changes={"nodes": "70", "churn": "weibull", "settings.alpha": "5", "seeds": "[9]", "driver": "world"}
+    )
     assert {case.options.nodes for case in changed.cases} == {70}
     assert changed.cases[0].options.churn == "weibull"
     assert changed.cases[0].options.settings == {"alpha": 5}

@@ -48,3 +48,9 @@ def test_an_engine_that_is_not_there_is_named(monkeypatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"p2pnode\[ray\]"):
         run_plan(a_plan(), "ray")
+
+
+@pytest.mark.slow
+def test_ray_gives_what_this_process_gives() -> None:
+    pytest.importorskip("ray")
+    assert [run.digest for run in run_plan(a_plan(), "ray")] == [run.digest for run in run_plan(a_plan(), "here")]
