@@ -32,7 +32,8 @@ sim: $(VENV)/.test ## 300 nodes under churn, partition and attack, a market that
 	$(BIN)/p2pnode sim simulations/swarm.toml
 
 sim-figures: $(VENV)/.test ## every simulation with all its seeds, into simulations/results: some hours on two processors
-	for each in simulations/*.toml; do $(BIN)/p2pnode sim $$each --out simulations/results || exit 1; done
+	for each in simulations/*.toml; do $(BIN)/p2pnode sim $$each --out simulations/results; done
+	$(BIN)/python -m p2pnode.sim.overview simulations
 
 docs: $(VENV)/.test ## write the reference pages that come from tables
 	$(BIN)/python -m p2pnode.cli.reference docs/reference

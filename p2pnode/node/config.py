@@ -53,7 +53,10 @@ class NetworkConfig:
     )  # fmt: skip
     id: str = setting("main", WORD, "Name of the network; nodes of different networks never talk.", live=False)
     listen: str = setting(
-        f"[::]:{PORT}", ADDRESS, "Address to listen on: [::] is every IPv4 and IPv6 address; port 0 takes any free one.", live=False
+        f"[::]:{PORT}",
+        ADDRESS,
+        "Address to listen on: [::] is every IPv4 and IPv6 address; port 0 takes any free one.",
+        live=False,
     )
     announce: tuple[str, ...] = setting(
         (), listed(ADDRESS), "Addresses told to peers, where they differ from those of this machine's interfaces.", live=False

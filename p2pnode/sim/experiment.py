@@ -19,9 +19,9 @@ from p2pnode.sim.workload import K, Workload
 # Nodes whose tables, and nodes whose offers, are looked at in one sample of a large network.
 TABLES_SAMPLED_MAX: Final = 300
 OFFERS_SAMPLED_MAX: Final = 50
+# Nodes count for tables and offers once they have been up for so long: newcomers learn for some seconds.
+GROWN_SECONDS: Final = 60.0
 PROGRESS_SECONDS: Final = 5.0
-# After the last step of the timeline operations that are under way get so long to end.
-LAST_SECONDS: Final = 40.0
 
 
 class Experiment:
@@ -56,7 +56,7 @@ class Experiment:
     @property
     def seconds(self) -> float:
         """Virtual length of the whole run."""
-        return self.build_seconds + self.case.seconds + LAST_SECONDS
+        return self.build_seconds + self.case.seconds + self.case.options.last_seconds
 
     def __call__(self, driver: Driver) -> None:
         """Begin."""
@@ -105,41 +105,39 @@ class Experiment:
     def _sample(self) -> None:
         driver, population = self._driver, self._population
         at = driver.now - self._began
-        settled = population.settled()
-        self._sample_tables(settled, at)
+        grown = population.up_for(GROWN_SECONDS)
+        self._sample_tables(grown, at)
         if self.case.options.offer_bytes:
-            self._sample_offers(settled, at)
+            self._sample_offers(grown, at)
         self.measures.over_time("nodes").add(at, len(population.up_since))
         for checker in self.checkers:
             self.measures.violations += checker.look(driver, population)
         if driver.now + self.case.options.sample_seconds < self.seconds:
             driver.schedule(self.case.options.sample_seconds, self._sample)
 
-    def _sample_tables(self, settled: list[int], at: float) -> None:
+    def _sample_tables(self, grown: list[int], at: float) -> None:
         driver, census = self._driver, self._population.census()
-        chosen = settled if len(settled) <= TABLES_SAMPLED_MAX else self._chance.sample(settled, TABLES_SAMPLED_MAX)
-        empty = 0
+        self.measures.tables_empty.add(sum(not driver.table(index) for index in self._population.settled()))
+        chosen = grown if len(grown) <= TABLES_SAMPLED_MAX else self._chance.sample(grown, TABLES_SAMPLED_MAX)
         for index in chosen:
             table = dict.fromkeys(driver.table(index))
-            empty += not table
             if table:
                 self.measures.over_time("table_accuracy").add(at, sum(census.holds(node_id) for node_id in table) / len(table))
             own = driver.contact(index).node_id
             near = [node_id for node_id in census.closest(own, K + 1) if node_id != own][:K]
             if near:
                 self.measures.over_time("sibling_accuracy").add(at, sum(node_id in table for node_id in near) / len(near))
-        self.measures.tables_empty.add(empty)
 
-    def _sample_offers(self, settled: list[int], at: float) -> None:
+    def _sample_offers(self, grown: list[int], at: float) -> None:
         driver = self._driver
-        ids = {index: driver.contact(index).node_id for index in settled}
+        ids = {index: driver.contact(index).node_id for index in grown}
         sellers = [node_id for index, node_id in ids.items() if driver.offer(index, node_id)]
-        chosen = settled if len(settled) <= OFFERS_SAMPLED_MAX else self._chance.sample(settled, OFFERS_SAMPLED_MAX)
+        chosen = grown if len(grown) <= OFFERS_SAMPLED_MAX else self._chance.sample(grown, OFFERS_SAMPLED_MAX)
         for index in chosen:
             known = driver.offers(index)
             share = sum(publisher in known for publisher in sellers) / len(sellers) if sellers else 1.0
             self.measures.over_time("offer_coverage").add(at, share)
-        if settled:
+        if grown:
             self.measures.views_connected.add(self._workload.views_are_connected())
 
     # --- the end ------------------------------------------------------------------------------------------------------

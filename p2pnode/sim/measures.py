@@ -24,7 +24,7 @@ MEASURES: Final[dict[str, tuple[str, str]]] = {
     "lookup_requests": ("count", "requests of a lookup, mean"),
     "lookup_seconds_median": ("s", "virtual time of a lookup, median"),
     "lookup_seconds_p95": ("s", "virtual time of a lookup, 95th percentile"),
-    "table_accuracy": ("share", "routing table entries that are servers and up, mean over nodes and time"),
+    "table_accuracy": ("share", "routing table entries that are servers and up, mean over nodes up for a minute and time"),
     "sibling_accuracy": ("share", "of the 16 servers truly nearest to a node, those in its table"),
     "tables_empty": ("count", "nodes up for 5 minutes with an empty routing table, the most at any sample"),
     "recovery_seconds": ("s", "from the end of the fault until 200 gets in a row succeed in 99 of 100 cases, the slowest"),

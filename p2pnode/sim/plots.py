@@ -13,19 +13,20 @@ from p2pnode.sim.measures import MEASURES, hops_formula
 K: Final = 16
 # Series that have a picture: name -> (title, label of the axis, lowest value that the axis shows at least).
 SERIES: Final[dict[str, tuple[str, str, float]]] = {
-    "get_success": ("Gets that gave the newest record", "share of gets", 0.9),
-    "closest_accuracy": ("Of the 16 truly nearest, those that a lookup found", "share of 16", 0.9),
-    "table_accuracy": ("Routing table entries that are up and serve", "share of entries", 0.8),
-    "sibling_accuracy": ("Of the 16 nearest neighbours, those in the table", "share of 16", 0.9),
-    "offer_coverage": ("Offers that a node knows", "share of live offers", 0.9),
+    "get_success": ("Gets that gave the newest record", "share of gets", 0.97),
+    "closest_accuracy": ("Of the 16 truly nearest, those that a lookup found", "share of 16", 0.95),
+    "table_accuracy": ("Routing table entries that are up and serve", "share of entries", 0.9),
+    "sibling_accuracy": ("Of the 16 nearest neighbours, those in the table", "share of 16", 0.95),
+    "offer_coverage": ("Offers that a node knows", "share of live offers", 0.95),
     "nodes": ("Nodes that are up", "nodes", 0.0),
 }
 # Colours that stay apart for colour-blind readers (Okabe & Ito).
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+MUST_COLOUR: Final = "#b3261e"
 CASES_MAX: Final = 8
 MARKS_MAX: Final = 12
 DOTS_PER_INCH: Final = 110
-_QUIET_STEPS: Final = ("publish", "gets", "lookups", "new_offer", "withdraw_offer")
+_QUIET_STEPS: Final = ("publish", "gets", "lookups", "new_offer", "withdraw_offer", "recovery", "jobs")
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -58,8 +59,9 @@ def _over_time(pyplot: Any, name: str, cases: Sequence[Mapping[str, Any]], panel
                 [at / divisor for at, _ in points], [value for _, value in points], color=colour, label=case["case"], lw=1.4
             )
         _musts(axis, panel, cases)
-        low = min([lowest, *values])
-        axis.set_ylim(max(0.0, low - 0.02 * (max(values) - low + 0.1)), max(values) * 1.08 if panel == "nodes" else 1.01)
+        low, high = min([lowest, *values]), max([1.0, *values])
+        axis.set_ylim(max(0.0, low - 0.06 * (high - low)), high + 0.06 * (high - low))
+        axis.set_xlim(0, longest / divisor)
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_ylabel(label, fontsize=8)
         _marks(axis, cases, divisor)
@@ -74,17 +76,17 @@ def _hops(pyplot: Any, name: str, cases: Sequence[Mapping[str, Any]], folder: Pa
     """How many referrals lookups took, as shares, with the mean and the formula's value."""
     figure, axis = pyplot.subplots(figsize=(9, 3.6))
     drawn = [case for case in cases if case["hops_histogram"]]
-    width = 0.8 / len(drawn)
+    width = min(0.4, 0.8 / len(drawn))
     for number, (case, colour) in enumerate(zip(drawn, COLOURS, strict=False)):
         counts = {int(hops): count for hops, count in case["hops_histogram"].items()}
         total = sum(counts.values())
-        nodes = case["options"]["nodes"]
-        mean, formula = case["measures"]["hops"], hops_formula(nodes, K)
+        most = hops_formula(case["options"]["nodes"], K) + 0.5
         places = [hops + (number - (len(drawn) - 1) / 2) * width for hops in counts]
-        label = f"{case['case']}: mean {mean:.2f}, formula {formula:.2f} + 0.5"
-        axis.bar(places, [count / total for count in counts.values()], width, color=colour, label=label)
-        axis.axvline(formula + 0.5, color=colour, ls="--", lw=1)
-    axis.set_xlabel("referral depth of the nearest node found (dashed: the mean must be below)", fontsize=9)
+        label = f"{case['case']}: mean {case['measures']['hops']:.2f}, must be <= {most:.2f}"
+        axis.bar(places, [count / total for count in counts.values()], width * 0.94, color=colour, label=label)
+        axis.axvline(most, color="white", lw=3, zorder=3)
+        axis.axvline(most, color=colour, ls="--", lw=1.4, zorder=4)
+    axis.set_xlabel("referral depth of the nearest node found; dashed: what the mean must not exceed", fontsize=9)
     axis.set_ylabel("share of lookups", fontsize=9)
     axis.set_title("Hops of a lookup", loc="left", fontsize=10)
     axis.xaxis.set_major_locator(pyplot.MaxNLocator(integer=True))
@@ -108,35 +110,61 @@ def _bars(pyplot: Any, name: str, cases: Sequence[Mapping[str, Any]], folder: Pa
         axis.bar(places, values, color=COLOURS[: len(cases)], width=0.65)
         for place, value in zip(places, values, strict=True):
             axis.annotate(f"{value:.4g}", (place, value), ha="center", va="bottom", fontsize=8)
-        _musts(axis, measure, cases)
+        for place, case in zip(places, cases, strict=True):
+            _must_at(axis, place, measure, case)
         axis.set_xticks(list(places), [case["case"] for case in cases], fontsize=7, rotation=25 if len(cases) > 2 else 0)
         axis.set_title(measure.replace("_", " "), loc="left", fontsize=9)
         axis.set_ylabel(MEASURES[measure][0], fontsize=8)
         axis.margins(y=0.15)
-        if values and MEASURES[measure][0] == "share" and min(values) > 0.8:
-            axis.set_ylim(0.8, 1.03)
+        if values and MEASURES[measure][0] == "share" and min(values) > 0.9:
+            axis.set_ylim(0.9, 1.015)
     return _saved(pyplot, figure, folder / f"{name}-figures.png")
 
 
 def _musts(axis: Any, measure: str, cases: Sequence[Mapping[str, Any]]) -> None:
+    """A dashed line for each value that must be reached, with its text at a place of its own along the line."""
     bounds: dict[str, None] = {}
     for case in cases:
         for each in case["thresholds"]:
             named, sign, bound = each["must"].split(" ")
             if named == measure:
                 bounds[f"{sign} {bound}"] = None
-    for text in bounds:
-        axis.axhline(float(text.split(" ")[1]), color="#b3261e", ls="--", lw=1, zorder=0)
-        axis.annotate(f"must {text}", (1.0, float(text.split(" ")[1])), xycoords=("axes fraction", "data"), ha="right",
-                      va="bottom", fontsize=7, color="#b3261e")  # fmt: skip
+    for number, text in enumerate(bounds):
+        bound = float(text.split(" ")[1])
+        axis.axhline(bound, color=MUST_COLOUR, ls="--", lw=1, zorder=3)
+        axis.annotate(
+            f"must be {text}", (0.01 + 0.3 * number, bound), xycoords=("axes fraction", "data"), xytext=(0, -3),
+            textcoords="offset points", ha="left", va="top", fontsize=7, color=MUST_COLOUR, zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        )  # fmt: skip
+
+
+def _must_at(axis: Any, place: int, measure: str, case: Mapping[str, Any]) -> None:
+    """A dashed line over one bar, and at its foot in words, for what that case must reach."""
+    for each in case["thresholds"]:
+        named, sign, bound = each["must"].split(" ")
+        if named == measure:
+            axis.hlines(float(bound), place - 0.45, place + 0.45, color=MUST_COLOUR, ls="--", lw=1.4, zorder=3)
+            axis.annotate(
+                f"must be {sign} {bound}", (place, 0.02), xycoords=("data", "axes fraction"), ha="center", va="bottom",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}, color=MUST_COLOUR, zorder=4,
+                fontsize=7,
+            )  # fmt: skip
 
 
 def _marks(axis: Any, cases: Sequence[Mapping[str, Any]], divisor: float) -> None:
-    marks = dict.fromkeys((at, text) for case in cases for at, text in case["marks"] if text not in _QUIET_STEPS)
-    for at, text in list(marks)[:MARKS_MAX]:
+    """A dotted line where something happened; what happened at the same time shares one."""
+    marks: dict[float, dict[str, None]] = {}
+    for case in cases:
+        for at, text in case["marks"]:
+            if text not in _QUIET_STEPS:
+                marks.setdefault(at, {})[text.replace("_", " ")] = None
+    for at in sorted(marks)[:MARKS_MAX]:
         axis.axvline(at / divisor, color="#666666", ls=":", lw=0.9)
-        axis.annotate(text.replace("_", " "), (at / divisor, 0.03), xycoords=("data", "axes fraction"), rotation=90,
-                      fontsize=7, color="#666666", ha="right", va="bottom")  # fmt: skip
+        axis.annotate(
+            ", ".join(marks[at]), (at / divisor, 0.04), xycoords=("data", "axes fraction"), xytext=(-2, 0),
+            textcoords="offset points", rotation=90, fontsize=7, color="#555555", ha="right", va="bottom",
+        )  # fmt: skip
 
 
 def _thinned(points: Sequence[Sequence[float]], most: int = 200) -> list[tuple[float, float]]:

@@ -50,7 +50,11 @@ class Population:
 
     def settled(self) -> list[int]:
         """Give those that have been up for five minutes."""
-        newest = self.driver.now - SETTLED_SECONDS
+        return self.up_for(SETTLED_SECONDS)
+
+    def up_for(self, seconds: float) -> list[int]:
+        """Give those that have been up for so long."""
+        newest = self.driver.now - seconds
         return [index for index, since in self.up_since.items() if since <= newest]
 
     def live_readers(self) -> list[int]:

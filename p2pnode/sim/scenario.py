@@ -45,6 +45,7 @@ class Options:
     offer_bytes: int = 0
     sample_seconds: float = 60.0
     record_seconds: float = 7200.0
+    last_seconds: float = 40.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -68,6 +69,7 @@ OPTION_MEANINGS: Final[dict[str, str]] = {
     "offer_bytes": "size of each node's offer; 0: nobody sells",
     "sample_seconds": "how often tables and offers are looked at",
     "record_seconds": "life of a published record; it is published again at half of it",
+    "last_seconds": "time after the timeline in which operations that are under way may end",
     "settings": "settings of the hash table's machine that differ from its defaults",
 }
 

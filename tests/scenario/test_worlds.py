@@ -230,7 +230,8 @@ def test_a_hundred_nodes_join_publish_fail_and_find_again() -> None:
             return answers / count
 
         before = await found(50)
-        plans = [MassFailure(0.2, down_seconds=15, silent=True), After(5, RollingPartitions(seconds=15, pause_seconds=0, times=1))]
+        partition = RollingPartitions(seconds=15, pause_seconds=0, times=1)
+        plans = [MassFailure(0.2, down_seconds=15, silent=True), After(5, partition)]
         await run_faults(world, plans)
         await trio.sleep(60)
         assert max(len(resident.node.transport.links()) for resident in world.residents.values()) <= 32

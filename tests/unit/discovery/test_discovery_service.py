@@ -1,6 +1,5 @@
 """Discovery on virtual time: alice and bob meet, introduce themselves, lose each other and meet again."""
 
-
 import pytest
 import trio
 

@@ -2,16 +2,21 @@
 
 import json
 import struct
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from p2pnode.errors import ConfigError
 from p2pnode.sim import plots
-from p2pnode.sim.measures import Measures
+from p2pnode.sim.measures import Measures, wilson
+from p2pnode.sim.overview import overview
 from p2pnode.sim.report import commit, make_results, page, write_page, write_results
 from p2pnode.sim.running import Run
 from p2pnode.sim.scenario import Scenario, parse_scenario
+
+SIMULATIONS = Path(__file__).parents[3] / "simulations"
 
 
 def a_scenario(**data) -> Scenario:
@@ -114,3 +119,26 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, tmp_path
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"p2pnode\[sim\]"):
         plots.draw(the_results(), tmp_path)
+
+
+def test_the_table_of_simulations_is_up_to_date() -> None:
+    assert (SIMULATIONS / "README.md").read_text() == overview(SIMULATIONS), "run `python -m p2pnode.sim.overview simulations`"
+
+
+def test_the_table_says_what_came_out_and_what_was_missed(tmp_path) -> None:
+    text = """
+        question = "Does it work?"
+        seeds = [1, 2]
+        must = { get_success = ">= 0.9", hops = "<= 3" }
+        agree = { get_success = 0.3 }
+        case = [{ name = "calm" }, { name = "stormy", options = { loss = 0.1 } }]
+    """
+    (tmp_path / "storm.toml").write_text(textwrap.dedent(text))
+    assert "|  |  |" in overview(tmp_path)
+    write_results(the_results(stormy=10), tmp_path / "results")
+    page = overview(tmp_path)
+    low, high = wilson(198, 200)
+    assert f"0.99 ({low:.4f} to {high:.4f}, 200 gets)<br>1.99" in page
+    low, high = wilson(110, 200)
+    assert f"**0.55 ({low:.4f} to {high:.4f}, 200 gets), missed**" in page
+    assert "all cases within 0.3 in get_success | **0.44, missed**" in page
