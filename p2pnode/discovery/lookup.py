@@ -150,18 +150,24 @@ class Lookup:
         self._drop(candidate)
 
     def holds(self, node_id: bytes, record: CheckedRecord) -> None:
-        """A node has this record. Call it before `answered`. Enough equal ones end the lookup."""
+        """A node has this record. Call it before `answered`. Enough equal ones end the lookup.
+
+        In a region lookup a node that is nearer than the first one is expected does not count: whoever ground ids to be asked
+        first could otherwise agree with itself on an old version before anybody else is asked.
+        """
         candidate = self._seen.get(node_id)
+        counts = 1
         if candidate is not None:
             candidate.sequence = record.sequence
+            counts = int(candidate.distance * self._settings.bucket_size >= self.radius)
         best = self.best
         if best is None or record.sequence > best.sequence:
-            self.best, self._agreeing = record, 1
+            self.best, self._agreeing = record, counts
         elif record.data == best.data:
-            self._agreeing += 1
+            self._agreeing += counts
         elif record.sequence == best.sequence and record.data > best.data:
             # Its publisher signed two records with one sequence. Any rule will do as long as all readers have the same one.
-            self.best, self._agreeing = record, 1
+            self.best, self._agreeing = record, counts
         if self._quorum and self._agreeing >= self._quorum and not self.is_crowded():
             self.is_over = True
 

@@ -386,11 +386,15 @@ class _Quoting:
 
 
 def no_provider(placement: Placement, terms: Terms) -> Refused:
-    """Give the error to raise when nobody fits: the commonest reason, and how often each occurred."""
+    """Give the error to raise when nobody fits: the commonest reason, and how often each occurred.
+
+    Most nodes of a network may be clients; that they sell nothing is the reason only where there is no other.
+    """
     if not placement.rejected:
         return Refused(Reason.NOT_SELLING, "no provider is connected; `p2pnode net peers` shows who is known")
     counts = Counter(item.reason for item in placement.rejected)
-    reason = counts.most_common(1)[0][0]
+    telling = Counter({reason: count for reason, count in counts.items() if reason is not Reason.NOT_SELLING})
+    reason = (telling or counts).most_common(1)[0][0]
     parts = ", ".join(f"{item.value} {count}" for item, count in counts.most_common(5))
     limit = f" (limit {terms.max_price} micro-credits a call)" if reason is Reason.PRICE else ""
     first = next(item.detail for item in placement.rejected if item.reason is reason)

@@ -14,7 +14,10 @@ Books = Mapping[bytes, sqlite3.Connection]
 
 
 class NoLostJob:
-    """Every job that was ever saved has ended for a reason, and one that is complete has every answer."""
+    """Every job that was ever saved has ended for a reason, and one that is complete has every answer.
+
+    The books of machines that never came back are left out: their jobs wait for them.
+    """
 
     def look(self, driver: Driver, population: Population) -> list[str]:
         """Jobs may be under way."""
@@ -22,7 +25,8 @@ class NoLostJob:
 
     def end(self, driver: Driver, population: Population) -> list[str]:
         """Look through every node's jobs."""
-        return lost_jobs(driver.books())
+        here = {driver.contact(index).node_id: None for index in population.up_since}
+        return lost_jobs({node_id: book for node_id, book in driver.books().items() if node_id in here})
 
 
 class NoDoublePayment:

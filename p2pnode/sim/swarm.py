@@ -31,6 +31,10 @@ def drawn_case(case: Case, seed: int) -> Case:
     options = _options(case.options, case.driver, chance)
     end = SAFETY_SECONDS
     steps = [*case.steps, *_safety(options, chance), *_liveness(options, end)]
+    if case.driver == "world":
+        # Real nodes have a market: jobs are bought while everything fails, and again when it is over.
+        options = replace(options, offer_bytes=options.offer_bytes or 400)
+        steps += [_step(60.0, "jobs", count=30, over=end - 60.0), _step(end + HEALING_SECONDS, "jobs", count=10, over=100.0)]
     return replace(
         case,
         options=options,

@@ -286,7 +286,7 @@ async def test_an_unknown_message_is_refused_and_nobodys_fault(stern: Any, bysta
     before = stern.counter("violations_total", Reason.UNKNOWN_MESSAGE.value)
     async with _Visit(stern) as peer:
         with pytest.raises(Refused) as caught:
-            await peer.say(struct.pack(">H", 39) + msgpack.packb({"from": "the future"}))
+            await peer.say(struct.pack(">H", 19_999) + msgpack.packb({"from": "the future"}))
         assert caught.value.reason is Reason.UNKNOWN_MESSAGE
         assert peer.score() >= 0
         assert peer.link.closed is None

@@ -68,8 +68,10 @@ def test_twenty_nodes_join_publish_find_lose_half_and_recover(loss):
 def test_nodes_that_nobody_can_dial_use_the_network_as_clients():
     async def scenario(world):
         servers = [await world.start("s0", nat="none")]
-        for number in range(1, 6):
-            servers.append(await world.start(f"s{number}", {"network.bootstrap": world.residents["s0"].address}, nat="none"))
+        servers += [
+            await world.start(f"s{number}", {"network.bootstrap": world.residents["s0"].address}, nat="none")
+            for number in range(1, 6)
+        ]
         hidden = [
             await world.start(f"c{number}", {"network.bootstrap": world.residents["s1"].address}, nat=kind)
             for number, kind in enumerate(("cone", "symmetric", "firewalled"))

@@ -343,6 +343,23 @@ def test_equal_records_prove_nothing_in_a_crowded_region():
     assert not made.is_over
 
 
+def test_nodes_nearer_than_the_first_is_expected_do_not_agree_a_search_to_its_end():
+    radius = 1 << 20
+    expected = radius // SETTINGS.bucket_size
+    ground = [node(number) for number in range(1, 6)]
+    honest = [node(expected + number) for number in range(1, 6)]
+    made = lookup([*ground, *honest], radius, quorum=3)
+    for contact in ground:
+        made.holds(contact.node_id, record(1))
+        assert not made.is_over, "an old version, on which ids made for this key agree"
+    made.holds(honest[0].node_id, record(2))
+    made.holds(honest[1].node_id, record(2))
+    assert not made.is_over
+    made.holds(honest[2].node_id, record(2))
+    assert made.is_over
+    assert made.best == record(2)
+
+
 def test_near_a_region_more_contacts_are_asked_for():
     made = lookup([node(1), node(FAR)], radius=1 << 100)
     near, far = made.next()

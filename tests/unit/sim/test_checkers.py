@@ -7,6 +7,7 @@ import pytest
 from p2pnode.sim import book_checkers
 from p2pnode.sim.checkers import GROWTH_MAX, SAMPLES_MIN, FlatTasks, TablesNeverEmpty
 from p2pnode.store.database import memory
+from p2pnode.wire.messages.discovery import Contact
 
 ALICE, BOB = b"A" * 32, b"B" * 32
 AGREEMENT = b"g" * 32
@@ -37,6 +38,9 @@ class Network:
 
     def books(self):
         return self.found
+
+    def contact(self, index):
+        return Contact((ALICE, BOB)[index], ())
 
 
 def look_for(checker, network, seconds, step=60.0) -> list[str]:
@@ -123,6 +127,8 @@ def test_a_job_that_never_ended_is_lost() -> None:
     network = market()
     a_job(network.found[ALICE], state="running")
     assert any("is running at the end" in sentence for sentence in broken(network))
+    network.nodes = 0
+    assert broken(network) == [], "its machine never came back, and may end it when it does"
 
 
 def test_a_complete_job_without_its_answers_is_a_lie() -> None:

@@ -48,3 +48,10 @@ def test_what_the_file_says_is_kept() -> None:
         assert case.steps[0] in drawn.steps
     assert all(drawn_case(a_case(driver="world"), seed).options.nodes <= 40 for seed in range(10))
     assert Options().nodes == 300
+
+
+def test_real_nodes_buy_and_sell_meanwhile() -> None:
+    drawn = drawn_case(a_case(driver="world"), 1)
+    assert drawn.options.offer_bytes
+    assert [step.at for step in drawn.steps if step.do == "jobs"] == [60.0, SAFETY_SECONDS + HEALING_SECONDS]
+    assert not any(step.do == "jobs" for step in drawn_case(a_case(), 1).steps)
