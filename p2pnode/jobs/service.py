@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -35,6 +35,9 @@ from p2pnode.reasons import EndReason, Reason
 from p2pnode.store import jobs as rows
 from p2pnode.wire.tensors import decode_values, encode_values
 from p2pnode.work.calls import WorkRequest
+
+# A job's end is written even if whoever waits for it has given up: one write, which never takes as long as this.
+END_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +135,8 @@ class JobService:
         except P2PNodeError as error:
             await self._closed(session, job, end_of(error), f"{reason_of(error).value}: {error}")
             raise
-        except trio.Cancelled:
-            with trio.move_on_after(5, shield=True):
+        except BaseException:  # cancelled, which a nursery below may have wrapped in a group: the job must end in the books
+            with trio.move_on_after(END_SECONDS, shield=True):
                 await self._closed(session, job, EndReason.CANCELLED, "")
             raise
         await self._closed(session, job, EndReason.COMPLETED, "")
@@ -332,8 +335,12 @@ class JobService:
 
     async def _closed(self, session: Session, job: bytes, end: EndReason, detail: str) -> None:
         self._sessions.pop(job, None)
-        await session.aclose()
-        await self.book.end(job, end, detail)
+        try:
+            await session.aclose()
+        finally:
+            # Closing may take as long as a peer is cut off, and be given up; the job has ended all the same.
+            with trio.move_on_after(END_SECONDS, shield=True):
+                await self.book.end(job, end, detail)
 
     async def _result(self, job: bytes, answer: Answer) -> JobResult:
         return JobResult(

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+import trio
 from onnx import TensorProto, helper
 
 from p2pnode.errors import Refused
@@ -128,5 +129,18 @@ def test_a_node_that_was_stopped_comes_back_with_its_books(square):
         receipts, _, earned, _ = await books(alice)
         assert len(receipts) == 2
         assert earned["income"] == -(before + result.amount)
+
+    run_world(scenario)
+
+
+def test_a_run_that_is_given_up_while_it_asks_for_quotes_ends_in_the_books(square):
+    async def scenario(world):
+        _, bob = await meet(world)
+        world.partition(["alice"], ["bob"])
+        with trio.move_on_after(5) as given_up:
+            await bob.jobs.run_job(JobSpec(square, {"x": ROWS}, terms=Terms(deadline_seconds=60)))
+        assert given_up.cancelled_caught
+        rows = await bob.environment.database.read(lambda book: book.execute("SELECT state, end_reason FROM jobs").fetchall())
+        assert rows == [("ended", EndReason.CANCELLED.value)]
 
     run_world(scenario)
