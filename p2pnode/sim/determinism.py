@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from heapq import heappush
 from itertools import count
+from threading import get_ident
 from typing import Any
 
 import trio
@@ -21,24 +22,35 @@ _YOUNG_OBJECTS = 50_000
 
 @contextmanager
 def deterministic(seed: int) -> Iterator[None]:
-    """For the block, trio's scheduler follows the seed, and threads are forbidden.
+    """For the block, trio's scheduler in this thread follows the seed, and threads are forbidden to it.
 
-    Virtual time runs on while a thread works, so two runs would differ.
+    Virtual time runs on while a thread works, so two runs would differ. Loops of other threads go on as before.
     """
     import trio._core._run as scheduler
 
     private: Any = scheduler
     former = private._ALLOW_DETERMINISTIC_SCHEDULING, private._r, private.Deadlines.add, trio.to_thread.run_sync
-    ties = count()
+    draws, own, ties = random.Random(seed), get_ident(), count()
+
+    class Draws:
+        """Trio keeps one generator for the loops of all threads; a draw by another one's loop must not move ours."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(draws if get_ident() == own else former[1], name)
 
     def add(deadlines: Any, deadline: float, scope: Any) -> None:
         heappush(deadlines._heap, (deadline, next(ties), scope))
         deadlines._active += 1
 
+    def run_sync(function: Any, *arguments: Any, **options: Any) -> Any:
+        if get_ident() == own:
+            raise RuntimeError(f"a simulation has no threads; run {function} through environment.executor")
+        return former[3](function, *arguments, **options)
+
     private._ALLOW_DETERMINISTIC_SCHEDULING = True
-    private._r = random.Random(seed)
+    private._r = Draws()
     private.Deadlines.add = add
-    trio.to_thread.run_sync = _no_threads  # type: ignore[assignment]
+    trio.to_thread.run_sync = run_sync
     thresholds = gc.get_threshold()
     gc.set_threshold(_YOUNG_OBJECTS, *thresholds[1:])
     try:
@@ -46,7 +58,3 @@ def deterministic(seed: int) -> Iterator[None]:
     finally:
         gc.set_threshold(*thresholds)
         private._ALLOW_DETERMINISTIC_SCHEDULING, private._r, private.Deadlines.add, trio.to_thread.run_sync = former
-
-
-async def _no_threads(function: Any, *arguments: Any, **options: Any) -> Any:
-    raise RuntimeError(f"a simulation has no threads; run {function} through environment.executor")
