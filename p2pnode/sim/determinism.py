@@ -50,7 +50,7 @@ def deterministic(seed: int) -> Iterator[None]:
     private._ALLOW_DETERMINISTIC_SCHEDULING = True
     private._r = Draws()
     private.Deadlines.add = add
-    trio.to_thread.run_sync = run_sync
+    trio.to_thread.run_sync = run_sync  # type: ignore[assignment]
     thresholds = gc.get_threshold()
     gc.set_threshold(_YOUNG_OBJECTS, *thresholds[1:])
     try:
