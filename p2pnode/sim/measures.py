@@ -32,6 +32,10 @@ MEASURES: Final[dict[str, tuple[str, str]]] = {
     "withdrawal_seconds_99": ("s", "until 99 of 100 nodes have dropped a withdrawn offer, the slowest"),
     "offer_coverage": ("share", "live offers that a node knows, mean over nodes and time"),
     "views_connected": ("share", "samples in which every live node can reach every other by gossip neighbours"),
+    "popular_offers_found": ("count", "offers that a search of the popular topic gave, the fewest"),
+    "rare_offers_found": ("share", "of the live offers under the rare topic, those that a search gave, mean"),
+    "adverts_held_most": ("count", "adverts at the node that holds the most"),
+    "busiest_bytes_per_second": ("B/s", "bytes sent by the node that sends the most"),
     "jobs_completed": ("share", "jobs of nodes that stayed up which ended with an answer"),
     "messages_per_node_second": ("1/s", "requests sent per node and second, after the network was built"),
     "bytes_per_node_second": ("B/s", "bytes sent per node and second, after the network was built"),
@@ -174,6 +178,10 @@ class Measures:
     recovery_seconds: Values = field(default_factory=Values)
     offer_seconds: Values = field(default_factory=Values)
     withdrawal_seconds: Values = field(default_factory=Values)
+    popular_offers_found: Values = field(default_factory=Values)
+    rare_offers_found: Values = field(default_factory=Values)
+    adverts_held: Values = field(default_factory=Values)
+    busiest_bytes_per_second: Values = field(default_factory=Values)
     violations: list[str] = field(default_factory=list)
     # Rates and costs: one value a run.
     messages_per_node_second: Values = field(default_factory=Values)
@@ -233,6 +241,10 @@ class Measures:
             "messages_per_node_second": self.messages_per_node_second.mean,
             "bytes_per_node_second": self.bytes_per_node_second.mean,
             "gossip_bytes_per_node_second": self.gossip_bytes_per_node_second.mean,
+            "popular_offers_found": min(self.popular_offers_found.values, default=math.nan),
+            "rare_offers_found": self.rare_offers_found.mean,
+            "adverts_held_most": self.adverts_held.highest,
+            "busiest_bytes_per_second": self.busiest_bytes_per_second.highest,
             "jobs_completed": self.jobs_completed.value,
             "timeouts": self.timeouts.value,
             "build_cpu_seconds": self.build_cpu_seconds.highest,

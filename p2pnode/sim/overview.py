@@ -25,7 +25,8 @@ processors shared with other work; everything else is the same on every machine.
 """
 _FOOT: Final = """
 `fast`: the discovery machines on one heap, with modelled links. `world`: complete nodes on virtual time
-([what each leaves out](../docs/decisions/two-drivers.md)).
+([what each leaves out](../docs/decisions/two-drivers.md)). `topics`: the machines of
+[adverts by topic](../docs/decisions/adverts-by-topic.md) alone.
 """
 
 

@@ -14,6 +14,7 @@ from p2pnode.sim.latency import latency_model
 from p2pnode.sim.measures import Measures
 from p2pnode.sim.scenario import Case, Options, options_row
 from p2pnode.sim.swarm import drawn_case
+from p2pnode.sim.topic_experiment import run_topics
 from p2pnode.sim.trace import Divergence, Trace, recorded_lines
 
 Progress = Callable[[float, float], None]
@@ -56,6 +57,8 @@ def run_case(
     trace.head([f"case {case.name}, seed {seed}, {case.driver} driver", str(case.options)])
     if case.driver == "fast":
         digest = run_fast(experiment, trace)
+    elif case.driver == "topics":
+        digest = run_topics(case, seed, experiment.measures, trace, on_progress)
     else:
         from p2pnode.sim.world_driver import run_on_world
 
@@ -92,6 +95,8 @@ def kademlia_settings(options: Options) -> KademliaSettings:
 
 def notes_on(case: Case) -> tuple[str, ...]:
     """Say what is modelled and not real in a run of this case."""
+    if case.driver == "topics":
+        return ("topic machines alone; routing tables filled by an oracle, links cost nothing, offers are unsigned stand-ins",)
     if case.driver == "world":
         return ("real nodes on virtual time; above 100 nodes sessions are in the clear",)
     notes = ["pure machines on one heap; links, loss and latency modelled, message bodies encoded for their size"]

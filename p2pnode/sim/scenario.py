@@ -14,7 +14,7 @@ from typing import Any, Final
 from p2pnode.errors import InputError
 from p2pnode.sim.measures import MEASURES
 
-DRIVERS: Final = ("fast", "world")
+DRIVERS: Final = ("fast", "world", "topics")
 CHURNS: Final = ("none", "exponential", "weibull")
 LATENCIES: Final = ("flat", "lan", "wan", "continents")
 TABLES: Final = ("joined", "oracle")
@@ -96,7 +96,12 @@ STEPS: Final[dict[str, dict[str, Any]]] = {
     "recovery": {"gets": 200, "every": 10.0, "for_at_most": 600.0, "offers": False},
     "new_offer": {"times": 5, "every": 30.0},
     "withdraw_offer": {"times": 5, "every": 30.0},
+    "advertise": {"fraction": 0.5, "rare": 20},
+    "searches": {"count": 40, "over": 60.0},
 }
+# Steps that one driver alone has, and all that the driver of topics has; it has no table, record or link of its own.
+STEPS_OF_ONE_DRIVER: Final = {"jobs": "world", "advertise": "topics", "searches": "topics"}
+STEPS_OF_TOPICS: Final = ("advertise", "searches", "kill")
 STEP_MEANINGS: Final[dict[str, str]] = {
     "publish": "stable nodes publish so many records and keep them alive",
     "update": "each publisher puts this version of each of its records",
@@ -119,11 +124,13 @@ STEP_MEANINGS: Final[dict[str, str]] = {
     "recovery": "batches of gets until one succeeds in 99 of 100 cases; offers: and the gossip views are one network",
     "new_offer": "a node changes its offer, and the time until 99 of 100 nodes know it is measured",
     "withdraw_offer": "a node withdraws its offer, and the time until 99 of 100 nodes have dropped it is measured",
+    "advertise": "this share of nodes advertises under one popular topic, and so many under a rare one (topics driver only)",
+    "searches": "so many searches of the popular topic and of the rare one, evenly over a time (topics driver only)",
 }  # fmt: skip
 
 FILE_KEYS: Final[dict[str, str]] = {
     "question": "what the scenario answers, one sentence",
-    "driver": "`fast` or `world`",
+    "driver": "`fast`, `world`, or `topics` (offers by topic alone, for networks beyond gossip)",
     "seeds": "every case is run once with each of these",
     "seconds": "virtual length of the timeline, after the network was built",
     "note": "what a reader of the result must know",
@@ -223,14 +230,14 @@ def parse_scenario(name: str, data: Mapping[str, Any], changes: Mapping[str, str
         _known(written, ("name", "driver", "options", "step", "must", "seconds"), "key of a case")
         driver = changes.get("driver") or written.get("driver", data.get("driver", "fast"))
         if driver not in DRIVERS:
-            raise InputError(f"driver is {' or '.join(DRIVERS)}, not {driver!r}")
+            raise InputError(f"driver is one of {', '.join(DRIVERS)}, not {driver!r}")
         for combination in swept:
             label = ", ".join(filter(None, [written.get("name", ""), *(f"{key}={value}" for key, value in combination.items())]))
             options = {**base["options"], **written.get("options", {}), **combination, **forced}
             cases.append(Case(
                 label or name,
                 parse_options(options, driver),
-                tuple(parse_step(step) for step in written.get("step", base["step"])),
+                tuple(parse_step(step, driver) for step in written.get("step", base["step"])),
                 parse_thresholds({**base["must"], **written.get("must", {})}),
                 _number(written.get("seconds", data.get("seconds", 600.0)), "seconds"),
                 driver,
@@ -277,11 +284,13 @@ def parse_options(data: Mapping[str, Any], driver: str = "fast") -> Options:
     return options
 
 
-def parse_step(data: Mapping[str, Any]) -> Step:
-    """Give a checked step with its defaults filled in. Raises InputError."""
+def parse_step(data: Mapping[str, Any], driver: str = "") -> Step:
+    """Give a checked step with its defaults filled in. driver: which must have it, if that is known. Raises InputError."""
     do = data.get("do")
     if do not in STEPS:
         raise InputError(f"there is no step {do!r}; choose from {', '.join(STEPS)}")
+    if driver and (STEPS_OF_ONE_DRIVER.get(do, driver) != driver or (driver == "topics" and do not in STEPS_OF_TOPICS)):
+        raise InputError(f"the {driver} driver has no step {do!r}")
     parameters = {key: value for key, value in data.items() if key not in ("at", "do")}
     _known(parameters, STEPS[do], f"parameter of {do}")
     for key, value in parameters.items():

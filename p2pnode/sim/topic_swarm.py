@@ -114,13 +114,18 @@ class TopicSwarm:
         data = plain_document(kind, node_id, node_id, node.sequence, node.sequence, expires_ms, node.contact.addresses[0])
         self._perform(node, node.machine.publish(data, self.now, topics))
 
-    def search(self, index: int, topics: Sequence[bytes], seconds: float = 25.0) -> Found:
-        """Let a node search, and give what it found."""
+    def begin_search(self, index: int, topics: Sequence[bytes]) -> tuple[int, int]:
+        """Let a node search; gives the key under which `found` will have what comes."""
         node = self.nodes[index]
         search_id, effects = node.machine.search(topics, self.now)
         self._perform(node, effects)
+        return index, search_id
+
+    def search(self, index: int, topics: Sequence[bytes], seconds: float = 25.0) -> Found:
+        """Let a node search, let so much time pass, and give what it found."""
+        key = self.begin_search(index, topics)
         self.run(seconds)
-        return self.found[index, search_id]
+        return self.found[key]
 
     def run(self, seconds: float) -> None:
         """Let so much time pass."""
@@ -130,15 +135,16 @@ class TopicSwarm:
             action()
         self.now = end
 
+    def schedule(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something so many seconds from now."""
+        self._count += 1
+        heapq.heappush(self._heap, (self.now + seconds, self._count, action))
+
     def load(self) -> Counter[int]:
         """Give node index -> adverts held."""
         return Counter({node.index: len(node.machine.registrar) for node in self.nodes})
 
     # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _later(self, seconds: float, action: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._heap, (self.now + seconds, self._count, action))
 
     def _perform(self, node: TopicNode, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -154,7 +160,7 @@ class TopicSwarm:
         deadline = max(node.machine.deadline, self.now)
         if deadline < node.next_tick:
             node.next_tick = deadline
-            self._later(deadline - self.now, lambda: self._tick(node))
+            self.schedule(deadline - self.now, lambda: self._tick(node))
 
     def _tick(self, node: TopicNode) -> None:
         if node.next_tick <= self.now and node.is_up:
@@ -169,7 +175,7 @@ class TopicSwarm:
             peer.machine.handle(LinkUp(node.contact), self.now)
             self._perform(node, node.machine.handle(LinkUp(peer.contact), self.now))
 
-        self._later(3 * self.latency_seconds if peer.is_up else 4.0, done)
+        self.schedule(3 * self.latency_seconds if peer.is_up else 4.0, done)
 
     def _send(self, node: TopicNode, tell: Tell) -> None:
         peer = self.nodes[self._index_of[tell.node_id]]
@@ -177,18 +183,20 @@ class TopicSwarm:
 
         def arrive() -> None:
             if not peer.is_up:
-                self._later(tell.timeout_seconds, lambda: self._perform(node, node.machine.handle(Failed(tell.ask_id), self.now)))
+                self.schedule(
+                    tell.timeout_seconds, lambda: self._perform(node, node.machine.handle(Failed(tell.ask_id), self.now))
+                )
                 return
             peer.answered += 1
             try:
                 reply, effects = peer.machine.answer(node.contact.node_id, tell.message, self.now)
             except (Refused, ProtocolViolation) as error:
                 failed = Failed(tell.ask_id, error.reason)
-                self._later(self.latency_seconds, lambda: self._perform(node, node.machine.handle(failed, self.now)))
+                self.schedule(self.latency_seconds, lambda: self._perform(node, node.machine.handle(failed, self.now)))
                 return
             peer.sent_bytes += MESSAGE_OVERHEAD + len(encode(reply))
             replied = Replied(tell.ask_id, reply)
-            self._later(self.latency_seconds, lambda: self._perform(node, node.machine.handle(replied, self.now)))
+            self.schedule(self.latency_seconds, lambda: self._perform(node, node.machine.handle(replied, self.now)))
             self._perform(peer, effects)
 
-        self._later(self.latency_seconds, arrive)
+        self.schedule(self.latency_seconds, arrive)

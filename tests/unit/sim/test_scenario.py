@@ -20,7 +20,7 @@ def parsed(**data):
 
 def test_every_option_and_step_has_a_meaning_and_is_carried_out() -> None:
     assert set(scenario.OPTION_MEANINGS) == set(Options.__dataclass_fields__)
-    assert set(scenario.STEPS) == set(scenario.STEP_MEANINGS) == set(_STEPS)
+    assert set(scenario.STEPS) == set(scenario.STEP_MEANINGS) == set(_STEPS) | set(scenario.STEPS_OF_TOPICS)
 
 
 @pytest.mark.parametrize("path", sorted(SIMULATIONS.glob("*.toml")), ids=lambda path: path.stem)
