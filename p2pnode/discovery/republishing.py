@@ -81,7 +81,6 @@ class _Own:
     flying_until: float = 0.0
     failures: int = 0
     must_sign: bool = False
-    sequence_min: int = 0
 
 
 class RepublishSchedule:
@@ -123,7 +122,7 @@ class RepublishSchedule:
             return []
         if own is None:
             own = _Own(OwnRecordRow(salt, value, life_ms, 0, 0, b""), now)
-        row = self._signed(replace(own.row, value=value, life_ms=life_ms), own.sequence_min, now)
+        row = self._signed(replace(own.row, value=value, life_ms=life_ms), now)
         self._own[salt] = own
         own.failures = 0
         return self._publish(own, row, now)
@@ -149,18 +148,6 @@ class RepublishSchedule:
         own.row = row
         return [SaveRecord(row)]
 
-    def saw(self, salt: bytes, sequence: int, now: float) -> None:
-        """A record of our own with this sequence was met in the network: the next version goes beyond it.
-
-        Holders refuse ours as stale when a copy of this identity, or this node before its disk was lost, signed a later one.
-        """
-        own = self._own.get(salt)
-        if own is not None and sequence > own.row.sequence:
-            own.sequence_min = sequence + 1
-            own.must_sign = True
-            own.due = min(own.due, now)
-            own.flying_until = 0.0
-
     def tick(self, now: float) -> list[Effect]:
         """Give what is due, signing anew whatever has lived through half of its life or was refused as it is."""
         effects: list[Effect] = []
@@ -175,7 +162,7 @@ class RepublishSchedule:
             row = own.row
             left_ms = row.expires_ms - now * 1000
             if own.must_sign or left_ms <= row.life_ms * (1 - DUE_FRACTION + DUE_JITTER):
-                row = self._signed(row, own.sequence_min, now)
+                row = self._signed(row, now)
             effects += self._publish(own, row, now)
         return effects
 
@@ -192,9 +179,9 @@ class RepublishSchedule:
         saves: list[Effect] = [SaveRecord(row)] if is_new else []
         return [*saves, PublishRecord(row.salt, row.envelope)]
 
-    def _signed(self, row: OwnRecordRow, sequence_min: int, now: float) -> OwnRecordRow:
+    def _signed(self, row: OwnRecordRow, now: float) -> OwnRecordRow:
         now_ms = round(now * 1000)
-        sequence = max(now_ms, row.sequence + 1, sequence_min, 1)
+        sequence = max(now_ms, row.sequence + 1, 1)
         expires_ms = now_ms + row.life_ms
         try:
             envelope = self._sign(Record(row.salt, sequence, expires_ms, row.value))

@@ -107,17 +107,6 @@ def test_a_record_refused_as_it_is_is_signed_anew(reason):
     assert only(effects, SaveRecord).row.sequence == sent(effects).sequence
 
 
-def test_a_higher_sequence_met_in_the_network_is_overtaken_at_once():
-    own = schedule()
-    sequence = sent(own.put(b"s", b"v", NOW)).sequence
-    own.saw(b"s", sequence, NOW)
-    own.saw(b"unknown", sequence, NOW)
-    assert own.tick(NOW + 1) == []
-    own.saw(b"s", sequence + 90_000, NOW + 1)
-    assert sent(own.tick(own.deadline)).sequence == sequence + 90_001
-    assert own.deadline > NOW + 1
-
-
 def test_the_end_of_an_older_version_counts_for_nothing():
     own = schedule()
     first = sent(own.put(b"s", b"v", NOW)).sequence
