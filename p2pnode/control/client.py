@@ -77,10 +77,6 @@ class ControlClient:
         """POST JSON and give the JSON answer."""
         return self._json("POST", path, body or {})
 
-    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
-        """PATCH JSON and give the JSON answer."""
-        return self._json("PATCH", path, body)
-
     def delete(self, path: str) -> Any:
         """DELETE and give the JSON answer."""
         return self._json("DELETE", path)

@@ -142,13 +142,5 @@ def machine_health(data_folder: Path) -> dict[str, Any]:
     return health
 
 
-def read_pid(data_folder: Path) -> int | None:
-    """Give the process id that a daemon recorded here, whether or not it still runs."""
-    try:
-        return int((data_folder / PID_NAME).read_text())
-    except (OSError, ValueError):
-        return None
-
-
 def _wants_json() -> bool:
     return os.environ.get(LOG_JSON_VARIABLE, "").lower() in ("1", "true", "yes", "on")

@@ -5,7 +5,7 @@ stop order is nesting: work below market below jobs, so that leaving ends new wo
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -301,10 +301,6 @@ class Node:
         """Let each layer compare its books with the world: agreements with links, work with agreements, jobs with both."""
         await self.market.reconcile()
         await self.jobs.reconcile()
-
-    def metrics_snapshot(self) -> Mapping[str, float]:
-        """Give every counter."""
-        return self.metrics.snapshot()
 
 
 def offered_hardware(hardware: Hardware | None) -> OfferedHardware:

@@ -72,10 +72,6 @@ class Pool:
         self._owned.setdefault((model_id, owner), []).append(handle)
         return handle
 
-    def of_model(self, model_id: bytes) -> list[Handle]:
-        """Give all workers of a model."""
-        return [handle for handle in self._handles if handle.model_id == model_id]
-
     def of_owner(self, model_id: bytes, owner: bytes) -> Iterable[Handle]:
         """Give the workers of a model that this owner has claimed."""
         return self._owned.get((model_id, owner), ())
@@ -83,10 +79,6 @@ class Pool:
     def models(self) -> frozenset[bytes]:
         """Models with a worker, started or starting."""
         return frozenset(handle.model_id for handle in self._handles) | {model_id for model_id, _ in self._starting}
-
-    def is_starting(self, model_id: bytes, owner: bytes) -> bool:
-        """Whether a worker for this owner is on its way."""
-        return (model_id, owner) in self._starting
 
     def add(self, handle: Handle) -> None:
         """Take in a worker that has loaded its model."""

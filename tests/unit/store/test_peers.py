@@ -1,12 +1,13 @@
-"""The peer book."""
+"""The rows of the peer book."""
+
+from dataclasses import replace
 
 import pytest
 
-from p2pnode.ids import node_text
-from p2pnode.store import peers
 from p2pnode.store.database import memory
+from p2pnode.store.peers import ADDRESSES_MAX, SCORE_MAX, PeerRow, delete_peer, list_peers, put_peer
 
-ALICE, BOB = b"a" * 32, b"b" * 32
+ALICE = PeerRow(b"a" * 32, b"k" * 32, ("1.1.1.1:1", "2.2.2.2:2"), "mdns", "p2pnode/1", 5, 9, 9, 1, -3, 100, "rate")
 
 
 @pytest.fixture
@@ -16,41 +17,31 @@ def connection():
     connection.close()
 
 
-def test_sightings_merge_newest_addresses_first(connection):
-    peers.saw_peer(connection, ALICE, ["1.1.1.1:1"], "mdns", 5)
-    peers.saw_peer(connection, ALICE, [f"2.2.2.2:{port}" for port in range(9)], "static", 3)
-    row = peers.get_peer(connection, ALICE)
-    assert row.addresses == tuple(f"2.2.2.2:{port}" for port in range(8))
-    assert (row.source, row.first_seen_ms, row.last_seen_ms) == ("mdns", 5, 5)
+def test_a_row_comes_back_as_it_was_put_and_is_replaced(connection):
+    put_peer(connection, ALICE)
+    assert list_peers(connection) == [ALICE]
+    later = replace(ALICE, addresses=("3.3.3.3:3",), last_seen_ms=20, failures=0, score=7, banned_until_ms=0, ban_reason="")
+    put_peer(connection, later)
+    assert list_peers(connection) == [later]
 
 
-def test_connections_failures_and_scores(connection):
-    peers.saw_peer(connection, ALICE, ["1.1.1.1:1"], "mdns", 5)
-    peers.failed_peer(connection, ALICE)
-    peers.adjust_score(connection, ALICE, -5000)
-    assert (peers.get_peer(connection, ALICE).failures, peers.get_peer(connection, ALICE).score) == (1, -1000)
-    peers.connected_peer(connection, ALICE, b"k" * 32, "2.2.2.2:2", "p2pnode/1", 9)
-    row = peers.get_peer(connection, ALICE)
-    assert (row.failures, row.public_key, row.addresses, row.last_connected_ms) == (0, b"k" * 32, ("2.2.2.2:2", "1.1.1.1:1"), 9)
-    peers.connected_peer(connection, BOB, b"k" * 32, "", "", 10)
-    assert [row.node_id for row in peers.list_peers(connection)] == [BOB, ALICE]
-    assert peers.find_peers(connection, node_text(ALICE)[:9]) == [row]
+def test_a_sighting_without_key_and_agent_leaves_the_known_ones(connection):
+    put_peer(connection, ALICE)
+    put_peer(connection, replace(ALICE, public_key=b"", agent=""))
+    assert list_peers(connection) == [ALICE]
 
 
-def test_bans_last_and_only_grow(connection):
-    peers.ban_peer(connection, ALICE, "bad-frame", 0, 100)
-    peers.ban_peer(connection, ALICE, "rate", 0, 50)
-    assert peers.get_peer(connection, ALICE).ban_reason == "bad-frame"
-    assert peers.is_banned(connection, ALICE, 99)
-    assert not peers.is_banned(connection, ALICE, 100)
-    assert not peers.is_banned(connection, BOB, 0)
-    assert peers.unban_peer(connection, ALICE)
-    assert not peers.unban_peer(connection, ALICE)
+def test_addresses_and_scores_are_bounded(connection):
+    put_peer(connection, replace(ALICE, addresses=tuple(f"1.1.1.1:{port}" for port in range(1, 20)), score=-5000))
+    (row,) = list_peers(connection)
+    assert len(row.addresses) == ADDRESSES_MAX
+    assert row.score == -SCORE_MAX
 
 
-def test_forgetting_spares_static_and_banned_peers(connection):
-    for number, source in enumerate(["mdns", "static", "mdns", "mdns", "mdns"]):
-        peers.saw_peer(connection, bytes([number]) * 32, ["x:1"], source, number)
-    peers.ban_peer(connection, bytes([2]) * 32, "rate", 0, 1000)
-    assert peers.forget_peers(connection, 1, 500) == 2
-    assert [row.last_seen_ms for row in peers.list_peers(connection)] == [4, 2, 1]
+def test_the_newest_sightings_come_first_and_one_peer_can_be_forgotten(connection):
+    rows = [replace(ALICE, node_id=bytes([number]) * 32, last_seen_ms=number) for number in (1, 3, 2)]
+    for row in rows:
+        put_peer(connection, row)
+    assert [row.last_seen_ms for row in list_peers(connection, limit=2)] == [3, 2]
+    delete_peer(connection, rows[1].node_id)
+    assert [row.last_seen_ms for row in list_peers(connection)] == [2, 1]
