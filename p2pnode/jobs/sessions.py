@@ -8,8 +8,10 @@ end, where the terms allow it, this node's own sandbox.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
+import msgspec
 import trio
 
 from p2pnode.environment import Environment
@@ -26,8 +28,7 @@ OnAnswer = Callable[["Answer | P2PNodeError"], None]
 _LOST_MAX = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """One call's outputs and what they cost. provider: node id, empty for this node's own sandbox; amount: micro-credits."""
 
     outputs: Mapping[str, Any]
@@ -98,7 +99,7 @@ class Session:
 
         on_answer runs once in the event loop. An error it gets has been recorded; `call` would try elsewhere.
         """
-        supply = self._covering(input_shapes(values))
+        supply = self._covering(values)
         if supply is None or self._closed:
             return False
         self._send(supply, values, outputs, on_answer)
@@ -106,9 +107,8 @@ class Session:
 
     async def call(self, values: Mapping[str, Any], outputs: Sequence[str]) -> Answer:
         """Call until it is answered, the retries are used up, or the budget is. Cancelling cancels the call."""
-        shapes = input_shapes(values)
         started, settings = self._clock.monotonic(), self._suppliers.settings
-        supply, attempts = self._covering(shapes), None
+        supply, attempts = self._covering(values), None
         while True:
             try:
                 if self._lost and (answer := await self._recalled(values, outputs)) is not None:
@@ -117,7 +117,7 @@ class Session:
                     # The usual case: an agreement stands. Nothing is prepared for a failure before there is one.
                     return await self._through(supply, values, outputs, started + settings.run_seconds)
                 attempts = attempts or Attempts(settings, started, self.terms.deadline_seconds)
-                return await self._attempt(values, outputs, shapes, attempts)
+                return await self._attempt(values, outputs, attempts)
             except (PeerError, WorkError) as error:
                 attempts = attempts or Attempts(settings, started, self.terms.deadline_seconds)
                 verdict = attempts.handle(Failed(error, self._jitter()), self._clock.monotonic())
@@ -140,39 +140,48 @@ class Session:
                     nursery.start_soon(self._close, supply, EndReason.COMPLETED)
         self._supplies.clear()
 
-    async def _attempt(self, values: Mapping[str, Any], outputs: Sequence[str], shapes: Shapes, attempts: Attempts) -> Answer:
-        supply = self._covering(shapes)
+    async def _attempt(self, values: Mapping[str, Any], outputs: Sequence[str], attempts: Attempts) -> Answer:
+        supply = self._covering(values)
         if supply is None:
-            supply = await self._order(shapes, attempts)
+            supply = await self._order(values, attempts)
         attempts.handle(Entered(State.RUN), self._clock.monotonic())
-        return await self._through(supply, values, outputs, attempts.deadline)
+        with trio.move_on_at(attempts.deadline):
+            return await self._through(supply, values, outputs, inf)
+        error = TooSlow("the provider did not answer in time")
+        self._suppliers.failed(supply.peer, self.model_id, error)
+        supply.failed = True
+        raise error
 
     async def _through(self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], deadline: float) -> Answer:
-        """Make one call on this agreement. deadline: on the node's clock. Raises P2PNodeError."""
-        answered = trio.Event()
+        """Make one call on this agreement. deadline: on the node's clock. Raises P2PNodeError.
+
+        No event and no scope: they would cost a short call a tenth of what p2pnode adds to it. The agreement's task watches the
+        deadline, in its own time: it may come some seconds late.
+        """
+        task, is_waiting = trio.lowlevel.current_task(), False
         box: list[Answer | P2PNodeError] = []
 
         def on_answer(answer: Answer | P2PNodeError) -> None:
             box.append(answer)
-            answered.set()
+            if is_waiting:
+                trio.lowlevel.reschedule(task)
 
-        ticket = self._send(supply, values, outputs, on_answer)
-        try:
-            with trio.move_on_after(max(0.0, deadline - self._clock.monotonic())):
-                await answered.wait()
-        finally:
-            if not box and ticket is not None:
-                ticket.cancel()
-                supply.in_flight -= 1
-        if not box:
-            error = TooSlow("the provider did not answer in time")
-            self._suppliers.failed(supply.peer, self.model_id, error)
-            supply.failed = True
-            raise error
+        def abort(_: object) -> trio.lowlevel.Abort:
+            ticket.cancel()
+            supply.in_flight -= 1
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        ticket = self._send(supply, values, outputs, on_answer, deadline)
+        if box:
+            await trio.lowlevel.checkpoint()
+        else:
+            is_waiting = True
+            await trio.lowlevel.wait_task_rescheduled(abort)
         self.waits_for = None
-        if isinstance(box[0], P2PNodeError):
-            raise box[0]
-        return box[0]
+        answer = box[0]
+        if isinstance(answer, P2PNodeError):
+            raise answer
+        return answer
 
     async def _recalled(self, values: Mapping[str, Any], outputs: Sequence[str]) -> Answer | None:
         """Ask again for a call whose link broke, if its provider is back soon. None: it costs nothing, or nobody can know.
@@ -228,20 +237,21 @@ class Session:
             return None  # a shape beyond the quote was not under way on this agreement
         return self._lost.pop((input_hash, tuple(outputs)), None)
 
-    def _covering(self, shapes: Shapes) -> Supply | None:
+    def _covering(self, values: Mapping[str, Any]) -> Supply | None:
         best = None
         for supply in self._supplies:
-            if supply.usable and supply.covers(shapes) and (best is None or supply.in_flight < best.in_flight):
+            if supply.usable and (best is None or supply.in_flight < best.in_flight) and supply.takes(values):
                 best = supply
         return best
 
-    async def _order(self, shapes: Shapes, attempts: Attempts) -> Supply:
+    async def _order(self, values: Mapping[str, Any], attempts: Attempts) -> Supply:
         """Open one more agreement; several callers that need the same one wait for it."""
         async with self._ordering:
-            supply = self._covering(shapes)
+            supply = self._covering(values)
             if supply is not None:
                 return supply
             await self._drop_unusable()
+            shapes = input_shapes(values)
             wanted = shapes if self._is_single else grown_shapes(shapes, self.inputs)
             placement = await self._suppliers.place(self.model_id, wanted, self.terms, actual=shapes)
             if placement.best is None and wanted != shapes:
@@ -284,10 +294,11 @@ class Session:
         paid = await self._suppliers.close(supply, reason, is_urgent=is_urgent)
         self.budget.settle(supply.id, min(paid, self.budget.reserved_for(supply.id)))
 
-    def _send(self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], on_answer: OnAnswer) -> Any:
+    def _send(
+        self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], on_answer: OnAnswer, deadline: float = inf
+    ) -> Any:
         supply.in_flight += 1
-        sent = values_bytes(values)
-        started = self._clock.monotonic()
+        started, sent = self._clock.monotonic(), 0
         ticket: Any = None
 
         def done(result: Any) -> None:
@@ -301,7 +312,8 @@ class Session:
                 self._keep_lost(supply, ticket.number, values, outputs)
             on_answer(self._broken(supply, result))
 
-        ticket = self._suppliers.send(supply, values, outputs, self.terms, done)
+        ticket = self._suppliers.send(supply, values, outputs, self.terms, done, deadline)
+        sent = values_bytes(values)  # while the provider is at work already
         return ticket
 
     def _answered(self, supply: Supply, result: Any, seconds: float, sent: int) -> Answer:

@@ -7,9 +7,12 @@ deadline; who refuses or does not answer is remembered with the reason, for the 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
+from operator import gt
 from typing import Any
 
+import msgspec
+import numpy as np
 import trio
 
 from p2pnode.environment import Environment
@@ -33,8 +36,7 @@ _GROWN_DIMENSION = 16
 _GROWN_BYTES_MAX = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class RecentCall:
+class RecentCall(msgspec.Struct, frozen=True):
     """One answered call, for the owner's eyes. provider: node id; amount: micro-credits; bytes of the tensors alone."""
 
     model_id: bytes
@@ -88,7 +90,17 @@ class Supply:
         """Say whether calls of these shapes are within the quote."""
         for item in shapes:
             limit = self.limits.get(item.name)
-            if limit is None or len(limit) != len(item.shape) or any(a > b for a, b in zip(item.shape, limit, strict=True)):
+            if limit is None or len(limit) != len(item.shape) or any(map(gt, item.shape, limit)):
+                return False
+        return True
+
+    def takes(self, values: Mapping[str, Any]) -> bool:
+        """Say whether a call with these values is within the quote."""
+        for name, value in values.items():
+            if type(value) is not np.ndarray:
+                return self.covers(input_shapes(values))
+            limit = self.limits.get(name)
+            if limit is None or len(limit) != value.ndim or any(map(gt, value.shape, limit)):
                 return False
         return True
 
@@ -313,12 +325,16 @@ class Suppliers:
         return supply.charged
 
     def send(
-        self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], terms: Terms, on_answer: Callable[[Any], None]
-    ) -> Any:
-        """Send one call without waiting; `on_answer` gets a CallAnswer or an error, also for a refusal at once."""
+        self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], terms: Terms, on_answer: Callable[[Any], None],
+        deadline: float = inf,
+    ) -> Any:  # fmt: skip
+        """Send one call without waiting; `on_answer` gets a CallAnswer or an error, also for a refusal at once.
+
+        deadline: on the node's clock; at it `on_answer` gets TooSlow.
+        """
         try:
             return supply.agreement.call_nowait(
-                values, outputs, terms.priority, self.settings.run_seconds, on_answer=on_answer, keep=False
+                values, outputs, terms.priority, self.settings.run_seconds, on_answer=on_answer, keep=False, deadline=deadline
             )
         except PeerError as error:
             on_answer(error)

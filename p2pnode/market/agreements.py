@@ -8,6 +8,8 @@ Times are seconds on the node's clock for deadlines and Unix milliseconds inside
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from p2pnode.reasons import EndReason
 from p2pnode.wire.messages.market import AgreementState, Cheque, Leaf, Order, Quote, Receipt
 
@@ -38,8 +40,7 @@ class Phase(Enum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
-class Now:
+class Now(msgspec.Struct, frozen=True):
     """The present: monotonic seconds for deadlines, Unix milliseconds for documents."""
 
     seconds: float

@@ -1,8 +1,10 @@
 """What a client gets for a call, and the handle of a call that is under way."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from p2pnode.environment import Buffer
 from p2pnode.errors import P2PNodeError, ProtocolViolation
@@ -14,8 +16,7 @@ if TYPE_CHECKING:
     from p2pnode.market.buying import ClientAgreement
 
 
-@dataclass(frozen=True, slots=True)
-class CallAnswer:
+class CallAnswer(msgspec.Struct, frozen=True):
     """One call's outcome. amount: micro-credits; seconds: in the provider's worker; provider: node id.
 
     payload: the outputs' bytes with `headers`, when the caller prefers them to `outputs`. The receipt that covers the call
@@ -39,9 +40,9 @@ OnAnswer = Callable[["CallAnswer | P2PNodeError"], None]
 
 
 class OutgoingCall:
-    """A call under way; `cancel` gives it up."""
+    """A call under way; `cancel` gives it up. deadline: on the node's clock, when `on_answer` is told TooSlow."""
 
-    __slots__ = ("_agreement", "amount", "chunks", "is_over", "link", "message", "on_answer", "request")
+    __slots__ = ("_agreement", "amount", "chunks", "deadline", "is_over", "link", "message", "on_answer", "request")
 
     def __init__(
         self,
@@ -50,8 +51,10 @@ class OutgoingCall:
         chunks: Sequence[Buffer],
         amount: int,
         on_answer: OnAnswer,
+        deadline: float = inf,
     ) -> None:
         self._agreement = agreement
+        self.deadline = deadline
         self.message = message
         self.chunks = chunks
         self.amount = amount

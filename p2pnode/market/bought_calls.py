@@ -4,15 +4,15 @@ The hot path of the client: plain methods without effects. Receipts and cheques 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.reasons import Reason
 from p2pnode.wire.messages.market import Leaf, Receipt
 
 
-@dataclass(slots=True)
-class BoughtCall:
+class BoughtCall(msgspec.Struct):
     """One call that this client made.
 
     is_flying: a reply may still come on this link. is_held: its output is not safe with the caller yet, so no cheque covers

@@ -7,6 +7,7 @@ link; while there is no link, calls wait and those under way fail as unreachable
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any, Final
 
 import trio
@@ -146,12 +147,13 @@ class ClientAgreement:
 
     def call_nowait(
         self, inputs: Mapping[str, Value], outputs: Sequence[str] = (), priority: int = 5, timeout: float | None = None, *,
-        on_answer: OnAnswer, number: int | None = None, hold: bool = False, keep: bool = True,
+        on_answer: OnAnswer, number: int | None = None, hold: bool = False, keep: bool = True, deadline: float = inf,
     ) -> OutgoingCall:  # fmt: skip
         """Send one call, or queue it for the next cheque; `on_answer` runs once in the event loop, with answer or error.
 
-        The inputs' arrays must not change until then. Raises Refused at once for a shape over the quote, a spent budget, an
-        ended agreement or too long a queue.
+        The inputs' arrays must not change until then. deadline: on the node's clock; at it the call is given up and
+        `on_answer` gets TooSlow. Raises Refused at once for a shape over the quote, a spent budget, an ended agreement or too
+        long a queue.
         """
         headers, chunks, _ = encode_values(inputs)
         amount = self._pricer.price(headers)[0]
@@ -161,8 +163,10 @@ class ClientAgreement:
             number = self._next_number
             self._next_number = number + 1
             message = Call(self.id, number, input_hash, headers, tuple(outputs), priority, timeout_ms, keep)
-            outgoing = OutgoingCall(self, message, chunks, amount, on_answer)
+            outgoing = OutgoingCall(self, message, chunks, amount, on_answer, deadline)
             self._send_or_wait(outgoing, hold)
+            if deadline < self.payments.expires_at:
+                self.payments.expire_by(deadline)
             return outgoing
         message = Call(self.id, number, input_hash, headers, tuple(outputs), priority, timeout_ms, keep)
         outgoing = OutgoingCall(self, message, chunks, amount, on_answer)
@@ -173,6 +177,14 @@ class ClientAgreement:
         else:
             self._send_or_wait(outgoing, hold)
         return outgoing
+
+    def expire(self, now: float) -> float:
+        """Give up the calls whose deadline has come, and say when the next one's does."""
+        for outgoing in [*self._flying.values(), *self._waiting]:
+            if outgoing.deadline <= now:
+                outgoing.cancel()
+                outgoing.on_answer(TooSlow("the provider did not answer in time"))
+        return min((outgoing.deadline for outgoing in (*self._flying.values(), *self._waiting)), default=inf)
 
     def confirm(self, number: int) -> None:
         """Say that a held call's output is safe: from now on it may be paid."""

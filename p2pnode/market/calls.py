@@ -5,7 +5,7 @@ Everything here is plain code run by the link's reader or the worker's channel; 
 task, which the bell wakes.
 """
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from p2pnode.environment import Clock
 from p2pnode.errors import PeerError, ProtocolViolation, Refused, WorkError
@@ -34,6 +34,7 @@ class Seat(Protocol):
     bell: Bell
     running: "dict[int, RunningCall]"
     link: Link | None
+    hashes_first: bool
 
     def attach(self, link: Link) -> None:
         """Take this link as the way to the client."""
@@ -191,13 +192,14 @@ class RunningCall:
             self._desk.refuse(self._incoming, reason, detail)
 
     def _received(self, payload: memoryview) -> None:
-        message, terms = self._message, self._seat.terms
+        message, terms, seat = self._message, self._seat.terms, self._seat
         if self._cancelled:
             return
-        if values_hash(message.inputs, payload) != message.input_hash:
+        # The worker begins while the inputs are hashed. A client whose hash was wrong once has its calls hashed first.
+        if seat.hashes_first and values_hash(message.inputs, payload) != message.input_hash:
             if self._sink is not None:
                 self._desk.work.unreserve(self._sink)
-            self._fail(Reason.WRONG_HASH, "the inputs do not have the call's hash")
+            self._fail(Reason.WRONG_HASH, _WRONG_HASH)
             return
         order = terms.order
         seconds = message.timeout_ms / 1000 if message.timeout_ms else self._desk.settings.call_seconds_max
@@ -218,6 +220,18 @@ class RunningCall:
             self._ticket = self._desk.work.submit(request, self._done)
         except (Refused, WorkError) as error:
             self._fail(error.reason, error.detail)
+            return
+        if not seat.hashes_first and values_hash(message.inputs, payload) != message.input_hash:
+            seat.hashes_first = True
+            self._refuse_started()
+
+    def _refuse_started(self) -> None:
+        """The inputs do not have their hash: whatever the worker makes of them is thrown away and not charged."""
+        if self._ticket is None or self._ticket.is_done or self._cancelled:
+            return
+        self._desk.metrics.add("calls_total", Reason.WRONG_HASH.value)
+        self._desk.refuse(self._incoming, Reason.WRONG_HASH, _WRONG_HASH)
+        self.cancel()
 
     def _done(self, outcome: WorkOutcome) -> None:
         if outcome.reason is not None or self._cancelled or self._seat.machine.phase is Phase.ENDED:
@@ -253,6 +267,9 @@ class RunningCall:
     def _release(self) -> None:
         if self._ticket is not None:
             self._ticket.release()
+
+
+_WRONG_HASH: Final = "the inputs do not have the call's hash"
 
 
 def _ignore(_: memoryview) -> None:

@@ -69,6 +69,8 @@ class Payments:
         self.link: Any = None
         self.first_number = progress.first_number
         self.held: set[int] = set()
+        # When the task looks whether a call's deadline has come; infinity while none has one.
+        self.expires_at = inf
         self._around = around
         self._terms = terms
         self._calls = calls
@@ -151,6 +153,11 @@ class Payments:
         self._lost.append(number)
         self.bell.ring()
 
+    def expire_by(self, deadline: float) -> None:
+        """A call has this deadline. It stands until it has come, so that only the first of many quick calls sets it."""
+        self.expires_at = deadline
+        self.bell.ring()
+
     def retry_soon(self) -> None:
         """The provider has not seen our cheque yet: try again in a moment."""
         self._retry_at = self._now().seconds + _RETRY_SECONDS
@@ -207,8 +214,8 @@ class Payments:
             await self._connect()
             if self._inbox or self._effects:
                 continue
-            deadline = min(self.machine.deadline, self._retry_at, self._way.due_at if self.link is None else inf)
-            await self.bell.heard(deadline)
+            due_at = min(self.machine.deadline, self._retry_at, self._way.due_at if self.link is None else inf)
+            await self.bell.heard(min(due_at, self.expires_at))
         self._around.finished(self._calls)
 
     def _happen_due(self) -> None:
@@ -216,6 +223,8 @@ class Payments:
         if now.seconds >= self._retry_at:
             self._retry_at = inf
             self._calls.flush(is_after_cheque=True)
+        if now.seconds >= self.expires_at:
+            self.expires_at = self._calls.expire(now.seconds)
         if self._lost and self.link is not None:
             lost, self._lost = self._lost, []
             unknown = [self.machine.calls.by_number[number] for number in lost if number in self.machine.calls.by_number]

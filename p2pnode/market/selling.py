@@ -83,6 +83,7 @@ class Sale:
         self.bell = Bell()
         self.running: dict[int, RunningCall] = {}
         self.link: Any = None
+        self.hashes_first = False
         self._around = around
         settings = around.settings
         self.machine = SoldAgreement(terms, self._now(), settings.cheque_seconds, settings.away_seconds, progress)

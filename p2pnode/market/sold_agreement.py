@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
+import msgspec
+
 from p2pnode.crypto.hashing import document_hash
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.market.agreements import (
@@ -40,8 +42,7 @@ from p2pnode.wire.messages.market import AgreementState, Cheque, Leaf, Receipt
 _PAID_NUMBERS_MAX: Final = 16_384
 
 
-@dataclass(slots=True)
-class SoldCall:
+class SoldCall(msgspec.Struct):
     """One call from admission to cheque. position is -1 while it runs; runs counts executions, the first included."""
 
     number: int

@@ -332,13 +332,13 @@ class Link:
                     self._dispatcher.run()
                     if self.closed is not None:
                         return
-            # Answers that are only microseconds away leave with this turn instead of waiting for the next one.
-            self._around.before_flush()
         except ProtocolViolation as error:
             self._violated(error)
             return
         finally:
             self._pump.corked = False
+        # Answers that are only microseconds away leave now, a lone one before what else there is to do about it.
+        self._around.before_flush()
         if start > self._start or end == start:
             self._record_at = now
         was_full = end == len(data)

@@ -84,8 +84,10 @@ class Incoming:
             if sink is None:
                 on_complete(memoryview(bytes(inline)) if size else _NOTHING)
             else:
-                sink[:size] = inline
-                on_complete(sink[:size])
+                # Handed on as the view it is where that fits: whoever lent it knows it again at once.
+                view = sink if len(sink) == size else sink[:size]
+                view[:] = inline
+                on_complete(view)
             return
         if sink is None:
             if not self.link.reserve(size):

@@ -57,6 +57,12 @@ def encode_values(values: Mapping[str, Value]) -> tuple[tuple[ValueHeader, ...],
 
     Contiguous arrays are not copied: their chunks are views. Raises WorkError(WRONG_DTYPE) for what ONNX cannot hold.
     """
+    if len(values) == 1:
+        [(name, value)] = values.items()
+        if type(value) is np.ndarray and value.nbytes and value.flags.c_contiguous:
+            code = _codes.get(value.dtype)
+            if code is not None and code < 16:  # as `_Writer.tensor` does it, without what several values need
+                return (ValueHeader(name, TENSOR, code, value.shape, value.nbytes),), [value.data.cast("B")], value.nbytes
     writer = _Writer()
     headers = tuple([writer.value(name, value, 1) for name, value in values.items()])
     return headers, writer.chunks, writer.size
@@ -67,6 +73,8 @@ def decode_values(headers: Sequence[ValueHeader], payload: Buffer) -> dict[str, 
 
     Raises ProtocolViolation(BAD_TENSOR) unless the headers are sound and describe exactly the payload.
     """
+    if len(headers) == 1 and (lone := _lone_array(headers[0], payload)) is not None:
+        return {headers[0].name: lone}
     reader = _Reader(payload)
     values = {header.name: reader.value(header, 1) for header in headers}
     if len(values) != len(headers):
@@ -74,6 +82,20 @@ def decode_values(headers: Sequence[ValueHeader], payload: Buffer) -> dict[str, 
     if reader.position != reader.size:
         raise _bad(f"the payload has {reader.size} bytes where the headers describe {reader.position}")
     return values
+
+
+def _lone_array(header: ValueHeader, payload: Buffer) -> Array | None:
+    """Give the one plain array that is the whole payload, or None: then everything else has to be looked at, too."""
+    code, shape, size = header.dtype, header.shape, header.size
+    if code == BOOL or header.kind != TENSOR or header.items or not size or size != len(payload):
+        return None
+    item_size = _item_sizes.get(code)
+    if item_size is None or (shape[0] if len(shape) == 1 else math.prod(shape)) * item_size != size:
+        return None
+    try:
+        return np.ndarray(shape, _dtypes[code], payload)
+    except (ValueError, TypeError):
+        return None
 
 
 def check_headers(headers: Sequence[ValueHeader]) -> int:
@@ -113,6 +135,8 @@ def values_hash(headers: Sequence[ValueHeader], payload: Buffer | Sequence[Buffe
 
 def values_size(headers: Sequence[ValueHeader]) -> int:
     """Give the payload's size in bytes, padding between leaves included, as the headers claim it."""
+    if len(headers) == 1 and headers[0].kind == TENSOR:
+        return headers[0].size
     size = 0
     for header in headers:
         for leaf in _claimed_leaves(header):

@@ -43,7 +43,8 @@ class Admission:
 
     def __init__(self, settings: WorkSettings, level: str) -> None:
         self._settings = settings
-        self.level = level
+        self._level = level
+        self._is_level_met = level_at_least(level, settings.sandbox_min)
         self._paused_until: float | None = None
         self._draining = False
         self._refusals: Counter[Reason] = Counter()
@@ -53,7 +54,18 @@ class Admission:
     def apply(self, settings: WorkSettings) -> None:
         """Let new settings count from now on."""
         self._settings = settings
+        self.level = self._level
         self._tokens = min(self._tokens, float(settings.bandwidth_bytes_per_second))
+
+    @property
+    def level(self) -> str:
+        """The sandbox's level here."""
+        return self._level
+
+    @level.setter
+    def level(self, level: str) -> None:
+        self._level = level
+        self._is_level_met = level_at_least(level, self._settings.sandbox_min)
 
     def pause(self, now: float, seconds: float | None = None) -> None:
         """Take no new work for `seconds`, or until `resume`."""
@@ -103,9 +115,7 @@ class Admission:
             return Reason.DENIED
         if model_id in settings.deny_models or (settings.allow_models and model_id not in settings.allow_models):
             return Reason.MODEL_DENIED
-        if not level_at_least(self.level, settings.sandbox_min):
-            return Reason.SANDBOX_LEVEL
-        return None
+        return None if self._is_level_met else Reason.SANDBOX_LEVEL
 
     def check_queue(self, queued: int, queued_by_owner: int, queued_bytes: int) -> Reason | None:
         """Give BUSY, counted, when nothing more fits into the queue: calls, one owner's calls, or their bytes."""
@@ -159,7 +169,7 @@ class Admission:
             return self._draining
         if reason is Reason.PAUSED:
             return self.is_paused(now)
-        return not level_at_least(self.level, self._settings.sandbox_min)
+        return not self._is_level_met
 
 
 def _sentence(reason: Reason) -> str:

@@ -1,8 +1,9 @@
 """A call on its way through a worker, and the checks of what the worker answers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from p2pnode.environment import Slot, WorkerOutcome
 from p2pnode.errors import ProtocolViolation
@@ -22,8 +23,7 @@ WORKER_REASONS: Final = frozenset(
 )  # fmt: skip
 
 
-@dataclass(slots=True, eq=False)
-class PendingCall:
+class PendingCall(msgspec.Struct, eq=False):
     """One call. target: where its outputs go; plan_slot: where headers too long for the socket lie; needs: the size of
     outputs that wait for a larger slot; times are trio's.
     """

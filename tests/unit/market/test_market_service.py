@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import trio
 
-from p2pnode.errors import PeerError, ProtocolViolation, Refused, Unreachable
+from p2pnode.errors import PeerError, ProtocolViolation, Refused, TooSlow, Unreachable
 from p2pnode.market import ledger
 from p2pnode.market.negotiation import OrderTerms
 from p2pnode.market.receipt_file import is_verified, verify_bundle
@@ -348,7 +348,46 @@ def test_a_call_with_false_bytes_is_refused_by_hash(simulated) -> None:
         with pytest.raises(Refused) as refusal:
             await link.request(Call(agreement.id, 77, b"h" * 32, headers, ()), chunks[:-1])
         assert refusal.value.reason is Reason.BAD_TENSOR
-        assert alice.market.storefront.sales[agreement.id].machine.exposure == 0
+        sale = alice.market.storefront.sales[agreement.id]
+        assert sale.machine.exposure == 0
+        executed, sale_runs = sale.machine.executed, []
+        sale.machine.executed = lambda *arguments: sale_runs.append(arguments) or executed(*arguments)
+        # The first one was at work before its hash was known; from then on this client's calls are hashed first.
+        assert sale.hashes_first
+        begun = alice.metrics.value("calls_total", "cancelled")
+        with pytest.raises(Refused) as refusal:
+            await link.request(Call(agreement.id, 78, b"h" * 32, headers, ()), chunks)
+        assert refusal.value.reason is Reason.WRONG_HASH
+        await trio.sleep(5)
+        assert alice.metrics.value("calls_total", "cancelled") == begun
+        assert (sale.machine.exposure, sale.machine.exposed_calls, sale.running, sale_runs) == (0, 0, {}, [])
+        assert (await agreement.call(inputs(1))).amount > 0
+
+    simulated(scenario, seconds_of=lambda *_: 0.05)
+
+
+def test_a_call_that_is_not_answered_by_its_deadline_is_given_up(simulated) -> None:
+    async def scenario(world, alice, bob, model_id) -> None:
+        agreement = await ordered(world, alice, bob, model_id)
+        answers, started = [], trio.current_time()
+
+        def note(answer) -> None:
+            answers.append((answer, trio.current_time() - started))
+
+        world.drops.append(["alice", Call, 1])
+        agreement.call_nowait(inputs(1), on_answer=note, deadline=started + 7)
+        agreement.call_nowait(inputs(2), on_answer=note, deadline=started + 8)
+        await trio.sleep(20)
+        (second, soon), (first, late) = answers
+        assert second.amount > 0
+        assert soon < 1
+        assert isinstance(first, TooSlow)
+        assert 7 <= late < 7.1
+        agreement.call_nowait(inputs(3), on_answer=note, deadline=trio.current_time() + 1)
+        await trio.sleep(20)
+        assert answers[2][0].amount > 0, "an answered call has no deadline any more"
+        assert await agreement.close() is EndReason.COMPLETED
+        assert await balances(alice, bob) == (2 * second.amount,) * 2
 
     simulated(scenario)
 
