@@ -70,8 +70,8 @@ class Kademlia:
     """
 
     __slots__ = (
-        "_answerer", "_asks", "_check_record", "_is_server", "_last_operation", "_lookups", "_next_lookup_end", "_out",
-        "_providers", "_records", "_settings", "_size", "_storing", "_uniform", "_upkeep", "own", "table",
+        "_answerer", "_asks", "_check_record", "_is_server", "_last_operation", "_lookups", "_next_late", "_next_lookup_end",
+        "_out", "_providers", "_records", "_settings", "_size", "_storing", "_uniform", "_upkeep", "own", "table",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +101,7 @@ class Kademlia:
         publishing = publish_settings or PublishSettings(holders=settings.bucket_size)
         self._storing = Storing(self._asks, publishing, settings, records, self._providers, uniform)
         self._next_lookup_end = inf
+        self._next_late = inf
         self._last_operation = 0
         self._out: list[Effect] = []
 
@@ -186,7 +187,7 @@ class Kademlia:
     @property
     def deadline(self) -> float:
         """When `tick` should run next."""
-        return min(self._upkeep.deadline, self._next_lookup_end, self._storing.deadline)
+        return min(self._upkeep.deadline, self._next_lookup_end, self._next_late, self._storing.deadline)
 
     def network_size(self) -> float:
         """Give the number of servers in the network, estimated from own lookups; this node counts.
@@ -225,6 +226,11 @@ class Kademlia:
                 operation.lookup.is_over = True
                 self._finish(operation, now)
             self._next_lookup_end = min((operation.deadline for operation in self._lookups.values()), default=inf)
+        if now >= self._next_late:
+            # Some asks are late: without their answers nothing else would make the lookups go on before the time-out.
+            self._next_late = inf
+            for operation in list(self._lookups.values()):
+                self._advance(operation, now)
         self._out += self._storing.tick(now)
         wishes = self._upkeep.tick(now)
         if wishes:
@@ -287,14 +293,19 @@ class Kademlia:
             self._out.append(self._asks.ask(candidate.contact, message, operation, wanted, now))
         if operation.lookup.is_over:
             self._finish(operation, now)
+        else:
+            self._next_late = min(self._next_late, operation.lookup.impatient_at(now, self._asks.round_trips.patience_seconds))
 
     def _finish(self, operation: LookupOperation, now: float) -> None:
         if self._lookups.pop(operation.operation_id, None) is None:
             return
+        size = self._settings.bucket_size
         if not self._lookups:
-            self._next_lookup_end = inf
+            self._next_lookup_end = self._next_late = inf
         if operation.is_own:
-            self._size.note(operation.distances(), self._settings.bucket_size, operation.is_self, now)
+            # Around our own id the table knows better; and what is left of a lookup that met the dead is not all there are.
+            if not operation.is_self and (len(distances := operation.distances()) >= size or not operation.lookup.failures):
+                self._size.note(distances, size, now)
             if operation.is_self:
                 self._grant(self._upkeep.begin_fill(operation.lookup.unasked(), now), now)
             return

@@ -34,6 +34,9 @@ SHORE_ASKS: Final = 3
 # A region with more than this many times k candidates is crowded by somebody: agreement near the key proves nothing there.
 CROWD_FACTOR: Final = 2
 
+# Asks under way at once, in alphas, when some of them are late.
+FLYING_FACTOR: Final = 2
+
 WAITING: Final = 0
 ASKED: Final = 1
 ANSWERED: Final = 2
@@ -177,7 +180,7 @@ class Lookup:
         """Give whom to ask now. An empty list with nothing more to come sets `is_over`.
 
         patience_seconds: an ask under way for longer is probably to a dead node and no longer counts towards alpha, though
-        its answer does; so dead nodes delay a lookup less than their time-outs. At most twice alpha are under way.
+        its answer does; so dead nodes delay a lookup less than their time-outs. At most FLYING_FACTOR times alpha are under way.
         """
         if self.is_over:
             return []
@@ -185,7 +188,8 @@ class Lookup:
         room = alpha - flying
         if room < alpha and now:
             oldest = now - patience_seconds
-            room = min(2 * alpha - flying, room + sum(1 for candidate in self._in_flight if candidate.asked_at < oldest))
+            late = sum(1 for candidate in self._in_flight if candidate.asked_at <= oldest)
+            room = min(FLYING_FACTOR * alpha - flying, room + late)
         if room <= 0:
             return []
         chosen, is_settled = self._choose(room, skip_distrusted=True)
@@ -204,9 +208,26 @@ class Lookup:
         """Give how many contacts to ask a node for: more near a region, to see past a crowd around the key."""
         return CONTACTS_MAX if candidate.distance <= self.radius << SHORE_BANDS else self._settings.bucket_size
 
+    def impatient_at(self, now: float, patience_seconds: float) -> float:
+        """Give when `next` may have somebody more to ask although nothing has been answered; inf for never."""
+        if self.is_over or len(self._in_flight) >= FLYING_FACTOR * self._settings.alpha:
+            return inf
+        times = (candidate.asked_at + patience_seconds for candidate in self._in_flight)
+        return min((at for at in times if at > now), default=inf)
+
     def is_crowded(self) -> bool:
-        """Say whether far more nodes claim to be near the target than the network's size allows."""
-        return self.radius > 0 and bisect_right(self._order, self.radius) > CROWD_FACTOR * self._settings.bucket_size
+        """Say whether far more nodes claim to be near the target than the network's size allows.
+
+        Of those not asked yet, only the share counts that has answered of those asked: after half of a network has lost
+        power, the dead that are still named are no crowd. Whoever wants to crowd a place must answer to be believed there.
+        """
+        limit = CROWD_FACTOR * self._settings.bucket_size
+        if not self.radius or (near := bisect_right(self._order, self.radius)) <= limit:
+            return False
+        answered = sum(self._by_distance[distance].state == ANSWERED for distance in self._order[:near])
+        ended = self.asked - len(self._in_flight)
+        share = 1.0 - self.failures / ended if ended else 1.0
+        return answered + share * (near - answered) > limit
 
     def _choose(self, room: int, skip_distrusted: bool) -> tuple[list[Candidate], bool]:
         """Walk the candidates from the nearest on; gives whom to ask, and whether nothing that counts is in flight."""

@@ -1,9 +1,10 @@
 """How many servers the network has, estimated from this node's own lookups. Pure.
 
 Ids are uniform, so the distance of the k-th nearest node to a random point is k parts of a whole divided by the number of
-nodes. Only lookups for points that nobody else chose are used (our own id, random ids for refresh), after the limits per
-network, and the median of them: an attacker who crowds around one key must not shrink everybody's idea of its region. What is
-seen around our own id counts half, since whoever wants to mislead this node in particular crowds there.
+nodes. Only lookups for points that nobody else chose are used (random ids, for refresh), after the limits per network, and the
+median of them: an attacker who crowds around one key must not shrink everybody's idea of its region. Around our own id the
+table knows who is there now; what it knows counts half, since whoever wants to mislead this node in particular crowds there.
+Lookups of our own id add nothing to that, and the first one is made when the network may still be small.
 """
 
 from typing import Final
@@ -22,10 +23,10 @@ class NetworkSize:
     def __init__(self) -> None:
         self._samples: list[tuple[float, float, float]] = []
 
-    def note(self, distances: list[int], wanted: int, is_own_id: bool, now: float) -> None:
-        """A lookup for our own id or a random one found nodes at these distances, nearest first; it looked for `wanted`."""
+    def note(self, distances: list[int], wanted: int, now: float) -> None:
+        """A lookup for a random id found nodes at these distances, nearest first; it looked for `wanted`."""
         if distances:
-            self._samples.append((now, size_from(distances, wanted), OWN_ID_WEIGHT if is_own_id else 1.0))
+            self._samples.append((now, size_from(distances, wanted), 1.0))
             del self._samples[:-SAMPLES_MAX]
 
     def estimate(self, siblings: list[int], wanted: int) -> float:

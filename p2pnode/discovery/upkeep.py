@@ -27,12 +27,13 @@ HEARSAY_MAX: Final = 1
 # Without any answer for so long it is our own network that is down, and nobody is blamed for not answering.
 OUTAGE_SECONDS: Final = 20.0
 # Of an entry that answered so recently, another answer says nothing new.
-STALE_SECONDS: Final = 30.0
+STALE_SECONDS: Final = 10.0
 # When more than this share of the stale entries asked lately turned out dead, something has happened to many at once, and old
-# entries are checked so many times as often until it is known who is left.
+# entries are checked so many times as often until it is known who is left: the whole table in half a minute, because until
+# then everybody is told of the dead. A lost message costs three more checks.
 TROUBLE_SHARE: Final = 0.12
 TROUBLE_WEIGHT: Final = 0.3
-TROUBLE_HASTE: Final = 10.0
+TROUBLE_HASTE: Final = 40.0
 NEED_SECONDS: Final = 5.0
 NEED_SECONDS_MAX: Final = 60.0
 # Small buckets are often fresh; then another one is checked.
@@ -135,8 +136,7 @@ class Upkeep:
             self._in_flight += 1
             wishes.append(Check(contact, self._table.own_id, CHECKED))
         if now >= self._next_check:
-            haste = TROUBLE_HASTE if self._trouble > TROUBLE_SHARE else 1.0
-            self._next_check = now + self._settings.check_seconds / haste * (0.7 + 0.3 * self._uniform())
+            self._next_check = now + self._check_wait()
             self._background(now, wishes)
         if now >= self._need_at and self.is_needy:
             self._need_at = now + self._need_wait
@@ -193,6 +193,7 @@ class Upkeep:
         entry = self._table.get(node_id)
         if entry is not None and not entry.strikes and may_leave:
             self._trouble += TROUBLE_WEIGHT * (1 - self._trouble)
+            self._next_check = min(self._next_check, now + self._check_wait())
         if self._table.failed(node_id, may_leave):
             self._replace(node_id, now)
             return
@@ -280,6 +281,14 @@ class Upkeep:
         return now + seconds * (0.9 + 0.2 * self._uniform())
 
     @property
+    def _age_checked(self) -> float:
+        return STALE_SECONDS if self._trouble > TROUBLE_SHARE else self._settings.check_seconds / 2
+
+    def _check_wait(self) -> float:
+        haste = TROUBLE_HASTE if self._trouble > TROUBLE_SHARE else 1.0
+        return self._settings.check_seconds / haste * (0.7 + 0.3 * self._uniform())
+
+    @property
     def _outage_seconds(self) -> float:
         return max(OUTAGE_SECONDS, 2 * self._settings.check_seconds)
 
@@ -292,7 +301,7 @@ class Upkeep:
             index, bucket = buckets[int(self._uniform() * len(buckets))]
             waiting = [entry for entry in bucket.entries if entry.contact.node_id not in self._queued]
             oldest = min(waiting, key=_last_answer, default=None)
-            if oldest is not None and now - oldest.last_answer >= self._settings.check_seconds / 2:
+            if oldest is not None and now - oldest.last_answer >= self._age_checked:
                 break
         else:
             oldest = None

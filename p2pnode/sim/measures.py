@@ -27,7 +27,7 @@ MEASURES: Final[dict[str, tuple[str, str]]] = {
     "table_accuracy": ("share", "routing table entries that are servers and up, mean over nodes up for a minute and time"),
     "sibling_accuracy": ("share", "of the 16 servers truly nearest to a node, those in its table"),
     "tables_empty": ("count", "nodes up for 5 minutes with an empty routing table, the most at any sample"),
-    "recovery_seconds": ("s", "from the end of the fault until 200 gets in a row succeed in 99 of 100 cases, the slowest"),
+    "recovery_seconds": ("s", "from the fault's end until 200 gets have begun of which 99 % end well within 10 s, the slowest"),
     "offer_seconds_99": ("s", "until 99 of 100 nodes know a new offer, the slowest"),
     "withdrawal_seconds_99": ("s", "until 99 of 100 nodes have dropped a withdrawn offer, the slowest"),
     "offer_coverage": ("share", "live offers that a node knows, mean over nodes and time"),

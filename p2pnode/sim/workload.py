@@ -144,28 +144,36 @@ class Workload:
     # --- recovery -----------------------------------------------------------------------------------------------------
 
     def recovery(self, gets: int, every: float, at_most: float, *, with_offers: bool) -> None:
-        """Measure the time from now until one batch of gets succeeds, and gossip is one network again if asked for."""
+        """Measure the time from now until the end of the first good batch of gets.
+
+        A batch is good when 99 in 100 of its gets have succeeded before another `every` has passed: one that takes longer has
+        not recovered. With offers, gossip must be one network at the batch's end, too.
+        """
         began = self.driver.now
+        is_over = False
 
         def batch() -> None:
+            nonlocal is_over
             outcomes: list[bool] = []
-            started = self.driver.now
+            ends = self.driver.now + every
+            is_whole = not with_offers
 
-            def judge(is_success: bool) -> None:
-                outcomes.append(is_success)
-
-            def end() -> None:
-                share = sum(outcomes) / gets
-                is_whole = not with_offers or self.views_are_connected()
-                if share >= RECOVERED_SHARE and is_whole:
-                    self.measures.recovery_seconds.add(started + every - began)
-                elif self.driver.now - began >= at_most:
-                    self.measures.recovery_seconds.add(math.inf)
-                else:
+            def look() -> None:
+                nonlocal is_whole
+                is_whole = is_whole or self.views_are_connected()
+                if not is_over:
                     batch()
 
-            self.gets(gets, every, judge)
-            self.driver.schedule(every * 2, end)
+            def judge() -> None:
+                nonlocal is_over
+                is_good = is_whole and sum(outcomes) >= RECOVERED_SHARE * gets
+                if not is_over and (is_good or ends - began >= at_most):
+                    is_over = True
+                    self.measures.recovery_seconds.add(ends - began if is_good else math.inf)
+
+            self.gets(gets, every, outcomes.append)
+            self.driver.schedule(every, look)
+            self.driver.schedule(2 * every, judge)
 
         batch()
 

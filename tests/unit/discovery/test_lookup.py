@@ -375,13 +375,12 @@ def test_rule_10_the_size_follows_from_the_distance_of_the_kth():
     assert size_from([], 16) == 1
 
 
-def test_rule_10_the_median_of_own_lookups_withstands_a_crowd_at_one_of_them():
+def test_rule_10_the_median_of_lookups_withstands_a_crowd_around_our_own_id():
     step = (1 << 256) // 1000
     honest = [step * number for number in range(1, 17)]
     size = NetworkSize()
     for number in range(4):
-        size.note(honest, 16, False, 600.0 * number)
-    size.note(list(range(1, 17)), 16, True, 2400.0)
+        size.note(honest, 16, 600.0 * number)
     assert OWN_ID_WEIGHT < 1
     assert 900 < size.estimate(list(range(1, 17)), 16) < 1100
 
@@ -390,9 +389,9 @@ def test_rule_10_newer_lookups_weigh_more():
     size = NetworkSize()
     old, new = ([(1 << 256) // count * number for number in range(1, 17)] for count in (100, 1000))
     for _ in range(3):
-        size.note(old, 16, False, 0.0)
+        size.note(old, 16, 0.0)
     for number in range(2):
-        size.note(new, 16, False, 7200.0 + number)
+        size.note(new, 16, 7200.0 + number)
     assert size.estimate(new, 16) > 900
 
 
