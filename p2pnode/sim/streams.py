@@ -204,7 +204,7 @@ class MemoryStream:
         incoming.wake_reader()
         outgoing.wake_writer()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close: the other end reads what is on its way and then the end. Idempotent."""
         if not self._is_closed:
             self._is_closed = True
@@ -215,6 +215,10 @@ class MemoryStream:
             incoming.is_deaf = True
             incoming.wake_reader()
             outgoing.wake_writer()
+
+    async def aclose(self) -> None:
+        """Close, and let other tasks have a turn."""
+        self.close()
         await trio.lowlevel.checkpoint()
 
     def update_latency(self) -> None:

@@ -67,7 +67,7 @@ class Link:
         self._start, self._end_of_data = 0, len(leftover)
         self._pump = Pump(stream, self._session, around.turn, around.metrics, around.clock, self._failed)
         self._record_at = around.clock.monotonic()
-        self._dispatcher = Dispatcher(self, self._session, around)
+        self._dispatcher = Dispatcher(self.peer.node_id, self._session, around)
         self._scope = trio.CancelScope()
         self._retire_at = float("inf")
         # When `tick` next has something to do, if nothing happens until then.
@@ -218,14 +218,13 @@ class Link:
                 await self._read()
         finally:
             self.close(Reason.SHUTTING_DOWN)
-            with trio.CancelScope(shield=True):
-                if not self._pump.is_drained:
-                    with trio.move_on_after(self._limits.goodbye_seconds) as goodbye:
-                        await self._pump.drain()
-                    if goodbye.cancelled_caught:
-                        self._metrics.add("limit_hits_total", "goodbye_seconds")
-                self._pump.stop()
-                await self._stream.aclose()
+            if not self._pump.is_drained:
+                with trio.move_on_after(self._limits.goodbye_seconds, shield=True) as goodbye:
+                    await self._pump.drain()
+                if goodbye.cancelled_caught:
+                    self._metrics.add("limit_hits_total", "goodbye_seconds")
+            self._pump.stop()
+            self._stream.close()
         return self.closed or Reason.CONNECTION_LOST
 
     def retire(self, successor: "Link | None") -> None:
@@ -274,7 +273,7 @@ class Link:
         """Let an attachment flow into its sink."""
         if self.closed is None:
             self.guarded(self._session.accept, incoming.number, sink)
-            self._dispatcher.run()
+            self._dispatcher.run(self)
             self._pump.kick()
 
     def answer(
@@ -329,7 +328,7 @@ class Link:
                     break
                 start += used
                 if session.events:
-                    self._dispatcher.run()
+                    self._dispatcher.run(self)
                     if self.closed is not None:
                         return
             # Answers that are only microseconds away leave with this turn instead of waiting for the next one.

@@ -241,11 +241,11 @@ class TransportService:
         existing = self._links.get(opened.established.peer.node_id)
         if existing is not None and self._settle(existing.peer, opened.established.peer) is Precedence.RETIRE:
             # The peer's own dial has won meanwhile. Without message 3 the peer never sees this session.
-            await dialler.close(opened.stream)
+            dialler.close(opened.stream)
             return existing
         nursery = self._nursery
         if nursery is None:
-            await dialler.close(opened.stream)
+            dialler.close(opened.stream)
             raise Unreachable("this node's transport has stopped")
         tell(opened.stream, opened.last)
         link = Link(opened.stream, opened.established, opened.leftover, self._around)
@@ -274,7 +274,7 @@ class TransportService:
             except Refused as error:
                 self._metrics.add("refusals_total", error.reason.value)
                 tell(stream, refusal(error.reason))
-                await stream.aclose()
+                stream.close()
                 continue
             nursery.start_soon(self._answer, stream, gate)
 
@@ -300,8 +300,7 @@ class TransportService:
             if link is None or not self._has_left(link):
                 gate.leave(stream.remote_address)
             if link is None:
-                with trio.CancelScope(shield=True):
-                    await stream.aclose()
+                stream.close()
 
     async def _shake_as_responder(self, stream: ByteStream) -> tuple[Established | None, bytes]:
         handshake = self._handshake(stream, False, None)
