@@ -5,7 +5,6 @@ A node owns one `Metrics`; nothing here is global, so hundreds of simulated node
 from peers' bytes, so the number of series is bounded.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
@@ -75,12 +74,17 @@ class Metrics:
     """The counters of one node. Every name must stand in `CATALOGUE`."""
 
     def __init__(self) -> None:
-        self._counters: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self._counters: dict[tuple[str, str], float] = {}
         self._histograms: dict[str, list[float]] = {}
 
     def add(self, name: str, label: str = "", amount: float = 1) -> None:
         """Add to a counter."""
-        self._counters[_known(name), label] += amount
+        series = (name, label)
+        counters = self._counters
+        if series in counters:
+            counters[series] += amount
+        else:
+            counters[_known(name), label] = amount
 
     def set(self, name: str, value: float, label: str = "") -> None:
         """Set a gauge."""

@@ -118,6 +118,7 @@ class TransportService:
         self._around_aside = replace(self._around, router=lambda incoming: self.on_aside(incoming))
         self._instance = environment.entropy.token(16).hex()
         self._suite = settings.suite or preferred_suite()
+        self._introductions: dict[tuple[str, ...], Introduction] = {}
         self._links: dict[NodeId, Link] = {}
         # In order of arrival, so that a simulation visits them in the same order in every run.
         self._all: dict[Link, None] = {}
@@ -335,19 +336,8 @@ class TransportService:
     def _handshake(
         self, stream: ByteStream, initiator: bool, expected: NodeId | None, more_features: tuple[str, ...] = ()
     ) -> Handshake:
-        settings = self._settings
-        introduction = Introduction(
-            identity=self._identity,
-            network_id=self._network_id,
-            instance=self._instance,
-            versions=settings.versions,
-            features=(*settings.features, *more_features),
-            agent=settings.agent,
-            addresses=self.addresses[:8],
-            puzzle_bits=settings.puzzle_bits,
-        )
         return self._handshakes(
-            introduction,
+            self._introduction(more_features),
             initiator=initiator,
             ephemeral=self._environment.entropy.token(32),
             seen_address=stream.remote_address,
@@ -355,6 +345,23 @@ class TransportService:
             expected=expected,
             message_bytes_max=self._limits.handshake_message_bytes_max,
         )
+
+    def _introduction(self, more_features: tuple[str, ...]) -> Introduction:
+        """Give what this node says of itself, made anew only when its addresses have changed."""
+        settings, addresses = self._settings, self.addresses[:8]
+        introduction = self._introductions.get(more_features)
+        if introduction is None or introduction.addresses != addresses:
+            introduction = self._introductions[more_features] = Introduction(
+                identity=self._identity,
+                network_id=self._network_id,
+                instance=self._instance,
+                versions=settings.versions,
+                features=(*settings.features, *more_features),
+                agent=settings.agent,
+                addresses=addresses,
+                puzzle_bits=settings.puzzle_bits,
+            )
+        return introduction
 
     def _adopt(self, link: Link) -> None:
         """Enter a new link and settle it with one that is there already."""
