@@ -66,8 +66,12 @@ class ByteStream(Protocol):
         """Wait for bytes and put them at the start of `buffer`; 0 at the end of the stream. Raises Unreachable."""
         ...
 
+    def close(self) -> None:
+        """Close both directions at once; whoever waits on the stream gets Unreachable. Idempotent."""
+        ...
+
     async def aclose(self) -> None:
-        """Close both directions. Idempotent."""
+        """`close`, and let other tasks have a turn."""
         ...
 
 

@@ -7,7 +7,6 @@ where a link stands. Entering the network and entering it again, from more than 
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Final, TypeVar
 
 import trio
@@ -27,7 +26,6 @@ from p2pnode.errors import Unreachable
 from p2pnode.ids import NodeId
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
-from p2pnode.transport.handshake import Peer
 from p2pnode.transport.link import Link
 from p2pnode.transport.requests import Incoming
 from p2pnode.wire.messages.discovery import (
@@ -277,16 +275,18 @@ class DhtService:
 
 
 def contact_of(link: Link) -> Contact:
-    """Give the peer of a link as a contact: where it was reached first, then where it says it listens."""
-    return _contact_of(link.peer)
+    """Give the peer of a link as a contact: where it was reached first, then where it says it listens.
 
-
-@lru_cache(maxsize=1024)
-def _contact_of(peer: Peer) -> Contact:
-    """Remembered, because every request on a link asks for it again."""
-    claimed = claimed_addresses(peer.addresses, peer.seen_address)
-    reached = () if peer.inbound else (peer.seen_address,)
-    return Contact(peer.node_id, tuple(dict.fromkeys((*reached, *claimed)))[:CONTACT_ADDRESSES_MAX])
+    Kept with the link, because every request on it asks again.
+    """
+    contact = link.memo
+    if not isinstance(contact, Contact):
+        peer = link.peer
+        claimed = claimed_addresses(peer.addresses, peer.seen_address)
+        reached = () if peer.inbound else (peer.seen_address,)
+        contact = Contact(peer.node_id, tuple(dict.fromkeys((*reached, *claimed)))[:CONTACT_ADDRESSES_MAX])
+        link.memo = contact
+    return contact
 
 
 def make_kademlia(

@@ -109,7 +109,7 @@ class GossipService:
 
     @property
     def _is_waiting(self) -> bool:
-        return self._now() < self._begins_at
+        return self._begins_at > -math.inf and self._now() < self._begins_at
 
     def begin(self) -> None:
         """Whether this node can be dialled is known: look for neighbours, who make room by that."""
@@ -124,6 +124,7 @@ class GossipService:
         now = self._now()
         if self._nursery is None or self._is_waiting:
             return
+        self._begins_at = -math.inf
         if len(self._reported) < len(self._links):
             for link in list(self._links.values()):
                 self._report(link)
@@ -246,7 +247,7 @@ class GossipService:
     def _keep_neighbours(self) -> None:
         """Keep a link with exactly those that are neighbours now."""
         active = self.gossip.views.active
-        if len(active) == len(self._kept) and all(node_id in self._kept for node_id in active):
+        if active.keys() == self._kept.keys():
             return
         for node_id in [each for each in self._kept if each not in active]:
             del self._kept[node_id]

@@ -43,7 +43,7 @@ SUCCESS_GAIN: Final = 5.0
 SEED_LIVE_SECONDS: Final = 300.0
 SEED_AGE_SECONDS_MAX: Final = 5 * 86400.0
 FORGET_CHECK_SECONDS: Final = 600.0
-NAMED_SOURCES: Final = (SOURCE_STATIC, SOURCE_MDNS, SOURCE_BOOTSTRAP)
+NAMED_SOURCES: Final = frozenset({SOURCE_STATIC, SOURCE_MDNS, SOURCE_BOOTSTRAP})
 # Ends of a link that say nothing against the peer: it was there to the last.
 QUIET_ENDS: Final = frozenset({
     Reason.IDLE, Reason.SHUTTING_DOWN, Reason.DUPLICATE_SESSION, Reason.DUPLICATE_IDENTITY, Reason.BANNED, Reason.EXPIRED,
@@ -83,11 +83,15 @@ class _Book:
     def put(self, entry: Entry) -> None:
         """Enter or change an entry."""
         self.entries[entry.node_id] = entry
-        for index, belongs in ((self.named, any(each in NAMED_SOURCES for each in entry.sources)), (self.lost, entry.is_lost)):
-            if belongs:
-                index[entry.node_id] = None
-            else:
-                index.pop(entry.node_id, None)
+        node_id = entry.node_id
+        if NAMED_SOURCES.isdisjoint(entry.sources):
+            self.named.pop(node_id, None)
+        else:
+            self.named[node_id] = None
+        if entry.is_lost:
+            self.lost[node_id] = None
+        else:
+            self.lost.pop(node_id, None)
 
     def remove(self, node_id: NodeId) -> None:
         """Forget an entry."""
@@ -262,14 +266,14 @@ class PeerBook:
             effects = self._make_room(now)
             known = Entry(event.node_id, (), (), now, now)
         reached = (event.address,) if event.address else ()
-        entry = self._with_addresses(known, event.claimed, source, first=reached)
+        addresses, sources = self._merged(known, event.claimed, source, reached)
         gain = 0.0 if event.node_id in self._state.linked else SUCCESS_GAIN
-        score = _gained(entry, gain, now)
-        if entry.is_lost:
+        if known.is_lost:
             effects.append(FoundAgain(event.node_id))
         entry = replace(
-            entry, last_seen=now, last_success=now, failures=0, next_dial=now, score=score, score_at=now, is_lost=False
-        )
+            known, addresses=addresses, sources=sources, last_seen=now, last_success=now, failures=0, next_dial=now,
+            score=_gained(known, gain, now), score_at=now, is_lost=False,
+        )  # fmt: skip
         self._state.linked[event.node_id] = None
         self._keep(entry)
         return effects + self._put(entry)
@@ -336,13 +340,18 @@ class PeerBook:
         entry = replace(entry, bans=entry.bans + 1, banned_until=until, banned_for=event.reason.value, next_dial=until)
         return [*self._put(entry), Disconnect(event.node_id, Reason.BANNED)]
 
-    def _with_addresses(self, entry: Entry, addresses: Iterable[str], source: str, first: tuple[str, ...] = ()) -> Entry:
-        """Put what worked first, then the newest claims, then what was known; bounded."""
-        merged = tuple(dict.fromkeys((*first, *addresses, *entry.addresses)))[: self._settings.addresses_max]
-        if merged == entry.addresses and source in entry.sources:
+    def _with_addresses(self, entry: Entry, claimed: Iterable[str], source: str) -> Entry:
+        addresses, sources = self._merged(entry, claimed, source)
+        if addresses == entry.addresses and sources is entry.sources:
             return entry
-        sources = entry.sources if source in entry.sources else (*entry.sources, source)
-        return replace(entry, addresses=merged, sources=sources)
+        return replace(entry, addresses=addresses, sources=sources)
+
+    def _merged(
+        self, entry: Entry, claimed: Iterable[str], source: str, reached: tuple[str, ...] = ()
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Give addresses and sources: what worked first, then the newest claims, then what was known; bounded."""
+        addresses = tuple(dict.fromkeys((*reached, *claimed, *entry.addresses)))[: self._settings.addresses_max]
+        return addresses, entry.sources if source in entry.sources else (*entry.sources, source)
 
     def _put(self, entry: Entry) -> list[Effect]:
         self._state.put(entry)

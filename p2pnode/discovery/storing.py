@@ -44,7 +44,7 @@ class Storing:
     @property
     def deadline(self) -> float:
         """When `tick` has something to do."""
-        return min((operation.machine.deadline for operation in self._open.values()), default=inf)
+        return min((operation.machine.deadline for operation in self._open.values()), default=inf) if self._open else inf
 
     def begin(
         self, operation_id: int, errand: Errand, contacts: Sequence[Contact], others: int, holder: Contact | None, now: float

@@ -84,7 +84,7 @@ class Upkeep:
     """The plan of checks and refreshes of one table. uniform: a float in [0, 1) each call."""
 
     __slots__ = (
-        "_checks", "_fill", "_fill_asks", "_fill_flying", "_in_flight", "_last_answer", "_need_at", "_need_wait",
+        "_checks", "_fill", "_fill_asks", "_fill_flying", "_in_flight", "_is_placed", "_last_answer", "_need_at", "_need_wait",
         "_next_check", "_next_random", "_next_self", "_queued", "_settings", "_table", "_trouble", "_uniform",
     )  # fmt: skip
 
@@ -98,6 +98,8 @@ class Upkeep:
         self._fill: dict[int, list[Contact]] = {}
         self._fill_asks: dict[int, int] = {}
         self._fill_flying: dict[bytes, int] = {}
+        # Our own id was looked up once, so that we know which nodes are near us.
+        self._is_placed = False
         self._last_answer = -inf
         self._next_check = now + settings.check_seconds * uniform()
         self._next_self = inf
@@ -210,7 +212,12 @@ class Upkeep:
             self._in_flight -= 1
 
     def told(self, contacts: Sequence[Contact], is_background: bool, now: float) -> None:
-        """The answer to a check named these: those we lack near us, and with the background one for a bucket with room."""
+        """The answer to a check named these: those we lack near us, and with the background one for a bucket with room.
+
+        Before the first lookup of our own id, with a table nearly empty, everybody seems near; that lookup asks those who are.
+        """
+        if not self._is_placed and len(self._table) < self._settings.bucket_size:
+            return
         left = HEARSAY_MAX if is_background else 0
         for contact in contacts:
             node_id = contact.node_id
@@ -225,6 +232,7 @@ class Upkeep:
     def begin_fill(self, seen: Sequence[Contact], now: float) -> list[Wish]:
         """After a lookup of our own id: put some entries into each far bucket that lacks them. seen: contacts it heard of."""
         self._next_self = self._after(now, self._settings.self_lookup_seconds)
+        self._is_placed = True
         own = place_of(self._table.own_id)
         siblings = self._table.siblings()
         if len(siblings) < self._settings.bucket_size:

@@ -80,12 +80,12 @@ class Views:
     @property
     def deadline(self) -> float:
         """When `tick` should run next."""
-        times = list(self._trying.values())
-        if self.active:
-            times.append(self._next_shuffle)
-        if self._is_short() and not self._trying and (self.passive or len(self.linked) > len(self.active)):
-            times.append(self._next_try)
-        return min(times, default=inf)
+        due = self._next_shuffle if self.active else inf
+        if self._trying:
+            return min(due, *self._trying.values())
+        if self._next_try < due and self._is_short() and (self.passive or len(self.linked) > len(self.active)):
+            due = self._next_try
+        return due
 
     def learn(self, contacts: Iterable[Contact]) -> None:
         """Take hints of peers that can be dialled; when the view is full, a random older hint gives way."""

@@ -234,7 +234,8 @@ class Purchasing:
         """A link is gone."""
         for agreement in list(self.agreements.values()):
             agreement.payments.detach(link)
-        self._ended.ring()
+        if self.agreements:
+            self._ended.ring()
 
     async def load(self) -> None:
         """Take up what earlier runs left open. It gets no new calls, so it ends as soon as its old ones are decided.

@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 # A large world holds millions of long-lived objects; collecting the young ones at the default pace visits them too often.
-_YOUNG_OBJECTS = 50_000
+_YOUNG_OBJECTS = 200_000
 
 
 @contextmanager

@@ -27,16 +27,20 @@ _names: Final[dict[int, str]] = {}
 
 
 class FrameTap:
-    """A receiving cipher that shows the network what it opens. sender and receiver: the labels of both machines."""
+    """A receiving cipher that shows the network what it opens. sender and receiver: the labels of both machines.
 
-    __slots__ = ("_cipher", "_draws", "_lost", "_network", "_raw", "_receiver", "_sender")
+    seed: of what it draws, which it does only where something is lost.
+    """
 
-    def __init__(self, cipher: ReceiveCipher, network: "MemoryNetwork", sender: str, receiver: str, draws: Draws) -> None:
+    __slots__ = ("_cipher", "_draws", "_lost", "_network", "_raw", "_receiver", "_seed", "_sender")
+
+    def __init__(self, cipher: ReceiveCipher, network: "MemoryNetwork", sender: str, receiver: str, seed: int) -> None:
         self._cipher = cipher
         self._network = network
         self._sender = sender
         self._receiver = receiver
-        self._draws = draws
+        self._seed = seed
+        self._draws: Draws | None = None
         # Bytes of an attachment that the next records bring without frames.
         self._raw = 0
         # Requests lost here whose cancel may come; the session bounds how many are open.
@@ -102,7 +106,9 @@ class FrameTap:
     def _is_lost(self, kind: int, out: memoryview, body: int, end: int) -> bool:
         message_size, _, attachment_size = frames.OPENING.unpack_from(out, body)
         is_whole: bool = end - body - _OPENING_SIZE == message_size + attachment_size
-        return is_whole and self._draws.uniform() < self._network.loss
+        if is_whole and self._draws is None:
+            self._draws = Draws(self._seed)
+        return self._draws is not None and is_whole and self._draws.uniform() < self._network.loss
 
 
 class PlainCipher:

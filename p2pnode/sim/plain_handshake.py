@@ -11,7 +11,6 @@ from p2pnode.environment import Buffer
 from p2pnode.errors import ProtocolViolation
 from p2pnode.reasons import Reason
 from p2pnode.sim.frame_tap import FrameTap, PlainCipher
-from p2pnode.sim.streams import Draws
 from p2pnode.transport.frames import ReceiveCipher, SendCipher
 from p2pnode.transport.handshake import Established, Handshake, Introduction, NoiseState, Peer
 from p2pnode.wire.messages.session import HandshakePayload
@@ -56,7 +55,7 @@ class TappedHandshake(Handshake):
         network = self.network
         own = network.labels.get(self.introduction.identity.node_id, "?")
         other = network.labels.get(peer.node_id, "?")
-        tap = FrameTap(established.receiver, network, other, own, Draws(network.next_tap()))
+        tap = FrameTap(established.receiver, network, other, own, network.next_tap())
         return Established(peer, established.sender, tap)
 
 

@@ -43,8 +43,8 @@ class Pipe:
     """One direction of a connection. latency_seconds: of its pair of hosts; serial: unique, and the same in every run."""
 
     __slots__ = (
-        "_arrival", "capacity", "chunks", "draws", "held", "is_broken", "is_deaf", "is_held_back", "latency_seconds", "network",
-        "reader", "serial", "source", "target", "writer",
+        "_arrival", "_sent_at", "capacity", "chunks", "draws", "held", "is_broken", "is_deaf", "is_held_back", "latency_seconds",
+        "network", "reader", "serial", "source", "target", "writer",
     )  # fmt: skip
 
     def __init__(self, network: "MemoryNetwork", serial: int, source: "MemoryHost", target: "MemoryHost") -> None:
@@ -65,7 +65,7 @@ class Pipe:
         self.is_held_back = False
         self.reader: trio.lowlevel.Task | None = None
         self.writer: trio.lowlevel.Task | None = None
-        self._arrival = -1.0
+        self._arrival = self._sent_at = -1.0
 
     def put(self, data: memoryview) -> None:
         """Send bytes on their way; none for the end."""
@@ -79,13 +79,17 @@ class Pipe:
         if self.is_deaf:
             network.reset_sender(self)
             return
-        arrival = network.arrival(self, len(data))
-        if arrival <= self._arrival:
-            arrival = self._arrival
+        now = network.now()
+        if now == self._sent_at and network.bandwidth_bytes_per_second == math.inf:
+            # What is sent at one moment travels together, as it would in one packet.
+            network.count_bytes(len(data))
         else:
-            self._arrival = arrival
-            network.plan.call_at(arrival, self.wake_reader, self.serial)
-        self.chunks.append((arrival, data))
+            self._sent_at = now
+            arrival = network.arrival(self, len(data), now)
+            if arrival > self._arrival:
+                self._arrival = arrival
+                network.plan.call_at(arrival, self.wake_reader, self.serial)
+        self.chunks.append((self._arrival, data))
 
     def release(self) -> None:
         """The cut has healed: what was held back goes on its way."""
@@ -204,17 +208,21 @@ class MemoryStream:
         incoming.wake_reader()
         outgoing.wake_writer()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close: the other end reads what is on its way and then the end. Idempotent."""
         if not self._is_closed:
             self._is_closed = True
             incoming, outgoing = self._incoming, self._outgoing
             outgoing.source.streams.pop(outgoing.serial, None)
-            if not outgoing.is_broken:
+            if not (outgoing.is_broken or outgoing.is_deaf):
                 outgoing.put(memoryview(b""))
             incoming.is_deaf = True
             incoming.wake_reader()
             outgoing.wake_writer()
+
+    async def aclose(self) -> None:
+        """Close, and let other tasks have a turn."""
+        self.close()
         await trio.lowlevel.checkpoint()
 
     def update_latency(self) -> None:

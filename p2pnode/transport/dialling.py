@@ -94,7 +94,7 @@ class Dialler:
                 await self._run(race, order, expected, is_moot)
             except BaseException:  # cancelled at the very moment of success: nobody will take what was opened
                 if race.opened is not None:
-                    await self.close(race.opened.stream)
+                    self.close(race.opened.stream)
                 raise
         if race.opened is None and not is_moot():
             raise race.lost()
@@ -132,15 +132,20 @@ class Dialler:
     async def _attempt(self, race: _Race, address: str, expected: NodeId | None) -> None:
         """Try one address from a place that was taken; the outcome goes into the race, unless another has won meanwhile."""
         stream: ByteStream | None = None
+        limits = self._limits
         try:
-            with trio.move_on_after(self._limits.dial_seconds):
+            with trio.move_on_after(limits.dial_seconds) as patience:
                 stream = await self._network.dial(address)
+                patience.deadline = trio.current_time() + limits.handshake_seconds
+                opened = await self._shake(stream, expected)
+                if race.opened is None:
+                    race.opened = opened
             if stream is None:
                 self._metrics.add("limit_hits_total", "dial_seconds")
-                raise Unreachable(f"{address}: no answer within {self._limits.dial_seconds:g} s")
-            opened = await self._shake(stream, address, expected)
-            if race.opened is None:
-                race.opened = opened
+                raise Unreachable(f"{address}: no answer within {limits.dial_seconds:g} s")
+            if patience.cancelled_caught:
+                self._metrics.add("limit_hits_total", "handshake_seconds")
+                raise Unreachable(f"{address}: the handshake took longer than {limits.handshake_seconds:g} s")
         except ProtocolViolation as error:
             race.violation = error
             count_failure(self._metrics, error)
@@ -148,25 +153,21 @@ class Dialler:
             race.failures.append(str(error))
         finally:
             if race.opened is None or race.opened.stream is not stream:
-                await self.close(stream)
+                self.close(stream)
 
-    async def close(self, stream: ByteStream | None) -> None:
-        """Give back the place of a session that nobody takes, and close its stream. Not cut short by cancellation."""
+    def close(self, stream: ByteStream | None) -> None:
+        """Give back the place of a session that nobody takes, and close its stream."""
         self._gate.hang_up()
         if stream is not None:
-            with trio.CancelScope(shield=True):
-                await stream.aclose()
+            stream.close()
 
-    async def _shake(self, stream: ByteStream, address: str, expected: NodeId | None) -> Opened:
+    async def _shake(self, stream: ByteStream, expected: NodeId | None) -> Opened:
         """Shake hands up to the last message, which stays unsent."""
         handshake = self._make_handshake(stream, True, expected)
-        with trio.move_on_after(self._limits.handshake_seconds):
-            await send_all(stream, handshake.start())
-            last = await receive_handshake(stream, handshake)
-            if handshake.established is not None:
-                return Opened(stream, handshake.established, last, handshake.leftover)
-        self._metrics.add("limit_hits_total", "handshake_seconds")
-        raise Unreachable(f"{address}: the handshake took longer than {self._limits.handshake_seconds:g} s")
+        await send_all(stream, handshake.start())
+        last = await receive_handshake(stream, handshake)
+        assert handshake.established is not None, "receiving goes on until it is"
+        return Opened(stream, handshake.established, last, handshake.leftover)
 
 
 def dial_order(addresses: Sequence[str]) -> list[str]:
@@ -178,6 +179,8 @@ def dial_order(addresses: Sequence[str]) -> list[str]:
     first, *others = dict.fromkeys(addresses) or [""]
     if not first:
         return []
+    if not others:
+        return [first]
     six = [address for address in others if _is_six(address)]
     four = [address for address in others if not _is_six(address)]
     pairs = zip_longest(four, six) if _is_six(first) else zip_longest(six, four)

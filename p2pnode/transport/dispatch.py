@@ -45,50 +45,50 @@ class LinkSurroundings:
 
 
 class Dispatcher:
-    """Hands one link's events on, synchronously and in order.
+    """Hands one link's events on, synchronously and in order. It does not hold the link, which so is freed when it is over.
 
     incoming: the peer's requests that have not been answered. arriving: our requests whose reply's attachment is on its way.
     """
 
-    def __init__(self, link: "Link", session: Session, around: LinkSurroundings) -> None:
+    def __init__(self, peer: bytes, session: Session, around: LinkSurroundings) -> None:
         self.incoming: dict[int, Incoming] = {}
         self.arriving: dict[int, Pending] = {}
         # Where tasks wait to send a request while too many are open; made when the first one does.
         self._room: trio.lowlevel.ParkingLot | None = None
-        self._link = link
+        self._peer = peer
         self._session = session
         self._around = around
         self._metrics = around.metrics
         self._running = False
 
-    def run(self) -> None:
+    def run(self, link: "Link") -> None:
         """Hand the session's events on. A handler's own error costs the peer at most its link, never the node."""
         if self._running:
             return
         events = self._session.events
         self._running = True
         try:
-            while events and self._link.closed is None:
+            while events and link.closed is None:
                 event = events.pop(0)
                 try:
-                    self._handle(event)
+                    self._handle(event, link)
                 except Exception:  # a bug met while serving a peer must not reach the others
                     self._metrics.add("bugs_total", type(event).__name__)
                     if self._around.strict:
                         raise
-                    self._link.close(Reason.INTERNAL)
+                    link.close(Reason.INTERNAL)
         finally:
             self._running = False
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: Event, link: "Link") -> None:
         if isinstance(event, RequestArrived):
-            self._requested(event)
+            self._requested(event, link)
             if event.attachment is None:
-                self._measure()
+                self._measure(link)
         elif isinstance(event, ReplyArrived):
-            self._replied(event)
+            self._replied(event, link)
             if event.attachment is None:
-                self._measure()
+                self._measure(link)
         elif isinstance(event, AttachmentArrived):
             incoming = self.incoming.get(event.number)
             pending = self.arriving.pop(event.number, None)
@@ -103,22 +103,22 @@ class Dispatcher:
             if cancelled is not None:
                 cancelled.cancel()
         elif event.reason is not Reason.DUPLICATE_SESSION:
-            self._link.end(event.reason)
+            link.end(event.reason)
 
-    def _measure(self) -> None:
+    def _measure(self, link: "Link") -> None:
         """A stream begins: how fast its window may grow depends on the round trip, so that must be known."""
         if not self._session.rtt_seconds:
-            self._link.guarded(self._session.send_ping, self._around.clock.monotonic())
+            link.guarded(self._session.send_ping, self._around.clock.monotonic())
 
-    def _requested(self, event: RequestArrived) -> None:
+    def _requested(self, event: RequestArrived, link: "Link") -> None:
         try:
             message = decode_numbered(event.message)
         except ProtocolViolation as error:
-            self._link.guarded(self._session.send_refusal, event.number, error.reason, error.detail)
+            link.guarded(self._session.send_refusal, event.number, error.reason, error.detail)
             self.blame(error.reason)
             return
         self._metrics.add("requests_total", type(message).__name__)
-        incoming = Incoming(self._link, event.number, message, event.attachment, event.attachment_size)
+        incoming = Incoming(link, event.number, message, event.attachment, event.attachment_size)
         self.incoming[event.number] = incoming
         try:
             self._around.router(incoming)
@@ -130,7 +130,7 @@ class Dispatcher:
         if event.attachment is not None:
             incoming.keep()
 
-    def _replied(self, event: ReplyArrived) -> None:
+    def _replied(self, event: ReplyArrived, link: "Link") -> None:
         pending: Pending = event.token
         size = event.attachment_size
         try:
@@ -141,7 +141,7 @@ class Dispatcher:
             elif size:
                 view = self._sink(pending, size)
         except PeerError as error:
-            self._link.guarded(self._session.send_cancel, event.number)
+            link.guarded(self._session.send_cancel, event.number)
             self.deliver(pending, error)
             if isinstance(error, ProtocolViolation):
                 self.blame(error.reason)
@@ -154,13 +154,13 @@ class Dispatcher:
             pending.message = message
             pending.view = view
             self.arriving[event.number] = pending
-            self._link.guarded(self._session.accept, event.number, view)
+            link.guarded(self._session.accept, event.number, view)
 
     def blame(self, reason: Reason) -> None:
         """Count a violation and report it. A message of a newer version is not the peer's fault."""
         self._metrics.add("violations_total", reason.value)
         if reason is not Reason.UNKNOWN_MESSAGE:
-            self._around.on_violation(self._link.peer.node_id, reason)
+            self._around.on_violation(self._peer, reason)
 
     def _sink(self, pending: Pending, size: int) -> memoryview:
         """Give the memory for a reply's attachment. Raises Refused when there is none."""

@@ -10,7 +10,7 @@ proven. Nothing outside this file sees a peer before that signature, the expecte
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from p2pnode.crypto.hashing import document_hash
@@ -53,7 +53,10 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
-    """What one side says of itself: its identity, and what goes into its HandshakePayload."""
+    """What one side says of itself: its identity, and what goes into its HandshakePayload.
+
+    encoded: the payload, once it was made. It is the same in every handshake, and its signature costs as much as the rest.
+    """
 
     identity: Identity
     network_id: bytes
@@ -63,6 +66,7 @@ class Introduction:
     agent: str = ""
     addresses: tuple[str, ...] = ()
     puzzle_bits: int = 0
+    encoded: list[bytes] = field(default_factory=list, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +213,9 @@ class Handshake:
 
     def _payload(self) -> bytes:
         own = self.introduction
-        identity = own.identity
-        return encode(
-            HandshakePayload(
-                identity=identity.public_key,
+        if not own.encoded:
+            payload = HandshakePayload(
+                identity=own.identity.public_key,
                 signature=self.signature(),
                 version=own.versions.newest,
                 features=own.features,
@@ -220,7 +223,8 @@ class Handshake:
                 addresses=own.addresses,
                 instance=own.instance,
             )
-        )
+            own.encoded.append(encode(payload))
+        return own.encoded[0]
 
     def _verify(self, noise: NoiseState, data: bytes) -> Peer:
         payload = decode(HandshakePayload, data, self._message_bytes_max)

@@ -77,6 +77,12 @@ class Inbox:
                 self._budget.give(stream.announced)
             stream.pending = bytearray()
 
+    def close(self) -> None:
+        """The session is over: forget everything, and its owner with it."""
+        for number in list(self.streams):
+            self.drop(number)
+        self._give_up = _nobody
+
     def announce(self, number: int, burst: int) -> None:
         """A DATA frame: this many bytes follow. Raises ProtocolViolation(FLOW_CONTROL) beyond the credit."""
         if burst == 0:
@@ -145,3 +151,7 @@ class Inbox:
     def _over_credit(self) -> ProtocolViolation:
         self._metrics.add("limit_hits_total", "window_bytes_max")
         return ProtocolViolation(Reason.FLOW_CONTROL, "more bytes than there was credit for")
+
+
+def _nobody(number: int) -> None:
+    """Nobody is left to be told."""

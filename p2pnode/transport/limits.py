@@ -263,8 +263,13 @@ def _groups_of(host: str) -> tuple[str, str]:
 
 def is_private(remote_address: str) -> bool:
     """Say whether `host:port` is a loopback, link-local or private address."""
+    return _is_private(remote_address.rpartition(":")[0].strip("[]"))
+
+
+@lru_cache(_HOSTS_REMEMBERED)
+def _is_private(host: str) -> bool:
     try:
-        address = ipaddress.ip_address(address_groups(remote_address)[0])
+        address = ipaddress.ip_address(_groups_of(host)[0])
     except ValueError:
         return False
     return address.is_private or address.is_loopback or address.is_link_local

@@ -40,12 +40,14 @@ class Link:
     """An open session with a verified peer. `request` may be used from any task, everything else from plain code too.
 
     peer: who it is. closed: the reason once it is over. successor: the link that took this one's place, if one did.
+    memo: what a layer above keeps with the link, which would be looked up at each request otherwise.
     """
 
     def __init__(self, stream: ByteStream, established: Established, leftover: bytes, around: LinkSurroundings) -> None:
         self.peer = established.peer
         self.closed: Reason | None = None
         self.successor: Link | None = None
+        self.memo: object = None
         self._serial = next(around.serials) << 32
         self._stream = stream
         self._around = around
@@ -67,8 +69,9 @@ class Link:
         self._start, self._end_of_data = 0, len(leftover)
         self._pump = Pump(stream, self._session, around.turn, around.metrics, around.clock, self._failed)
         self._record_at = around.clock.monotonic()
-        self._dispatcher = Dispatcher(self, self._session, around)
+        self._dispatcher = Dispatcher(self.peer.node_id, self._session, around)
         self._scope = trio.CancelScope()
+        self._is_parked = False
         self._retire_at = float("inf")
         # When `tick` next has something to do, if nothing happens until then.
         self.due_at = 0.0
@@ -218,14 +221,13 @@ class Link:
                 await self._read()
         finally:
             self.close(Reason.SHUTTING_DOWN)
-            with trio.CancelScope(shield=True):
-                if not self._pump.is_drained:
-                    with trio.move_on_after(self._limits.goodbye_seconds) as goodbye:
-                        await self._pump.drain()
-                    if goodbye.cancelled_caught:
-                        self._metrics.add("limit_hits_total", "goodbye_seconds")
-                self._pump.stop()
-                await self._stream.aclose()
+            if not self._pump.is_drained:
+                with trio.move_on_after(self._limits.goodbye_seconds, shield=True) as goodbye:
+                    await self._pump.drain()
+                if goodbye.cancelled_caught:
+                    self._metrics.add("limit_hits_total", "goodbye_seconds")
+            self._pump.stop()
+            self._stream.close()
         return self.closed or Reason.CONNECTION_LOST
 
     def retire(self, successor: "Link | None") -> None:
@@ -274,7 +276,7 @@ class Link:
         """Let an attachment flow into its sink."""
         if self.closed is None:
             self.guarded(self._session.accept, incoming.number, sink)
-            self._dispatcher.run()
+            self._dispatcher.run(self)
             self._pump.kick()
 
     def answer(
@@ -306,10 +308,13 @@ class Link:
     async def _read(self) -> None:
         self._process(self._clock.monotonic())
         while self.closed is None:
+            self._is_parked = True
             try:
                 count = await self._stream.receive_into(self._received[self._end_of_data :])
             except Unreachable:
                 count = 0
+            finally:
+                self._is_parked = False
             if count == 0:
                 self.end(self._session.heard_goodbye or Reason.CONNECTION_LOST)
                 return
@@ -329,7 +334,7 @@ class Link:
                     break
                 start += used
                 if session.events:
-                    self._dispatcher.run()
+                    self._dispatcher.run(self)
                     if self.closed is not None:
                         return
         except ProtocolViolation as error:
@@ -396,7 +401,8 @@ class Link:
         if self.closed is not None:
             return
         self.closed = reason
-        self._scope.cancel()
+        if self._is_parked:
+            self._scope.cancel()
         session = self._session
         waiting: list[Pending] = [*session.waiting.values(), *self._dispatcher.arriving.values()]
         session.waiting.clear()

@@ -160,8 +160,9 @@ class Pump:
         return is_empty and self._waiter is None
 
     def stop(self) -> None:
-        """Nothing more will be sent."""
+        """Nothing more will be sent, and nobody is told of anything."""
         self._failed = True
+        self._on_failure = _ignore
         if self._waiter is not None:
             self._waiter.cancel()
 
@@ -228,3 +229,7 @@ class Pump:
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._parked = None
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+def _ignore(error: PeerError) -> None:
+    """Nobody is left who would want to know."""

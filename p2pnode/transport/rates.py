@@ -8,8 +8,6 @@ these, where it is answered: puts in the stores, comparisons of books in the gos
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
-from functools import lru_cache
-from typing import Final
 
 from p2pnode.errors import Refused
 from p2pnode.metrics import Metrics
@@ -17,7 +15,6 @@ from p2pnode.reasons import Reason
 from p2pnode.transport.limits import Limits, TokenBucket, address_groups, is_private
 from p2pnode.transport.requests import Incoming
 
-_NETWORKS_CACHED: Final = 4096
 Handler = Callable[[Incoming], bool]
 
 
@@ -52,8 +49,8 @@ class RequestRates:
         """
         if not self._take(traffic, peer, now):
             self._refuse(f"{traffic.value}_rate")
-        network, private = _network(address)
-        if not (private and self._exempt_private) and not self._take(traffic, network, now):
+        network = address_groups(address)[1]
+        if not (self._exempt_private and is_private(address)) and not self._take(traffic, network, now):
             self._refuse(f"{traffic.value}_rate_per_network")
 
     def limited(self, traffic: Traffic, handler: Handler, now: Callable[[], float]) -> Handler:
@@ -80,9 +77,3 @@ class RequestRates:
     def _refuse(self, limit: str) -> None:
         self._metrics.add("limit_hits_total", limit)
         raise Refused(Reason.RATE, limit)
-
-
-@lru_cache(_NETWORKS_CACHED)
-def _network(address: str) -> tuple[str, bool]:
-    """Give the network of `host:port` and whether it is private; parsing it each time would cost more than the answer."""
-    return address_groups(address)[1], is_private(address)

@@ -118,6 +118,7 @@ class TransportService:
         self._around_aside = replace(self._around, router=lambda incoming: self.on_aside(incoming))
         self._instance = environment.entropy.token(16).hex()
         self._suite = settings.suite or preferred_suite()
+        self._introductions: dict[tuple[str, ...], Introduction] = {}
         self._links: dict[NodeId, Link] = {}
         # In order of arrival, so that a simulation visits them in the same order in every run.
         self._all: dict[Link, None] = {}
@@ -241,11 +242,11 @@ class TransportService:
         existing = self._links.get(opened.established.peer.node_id)
         if existing is not None and self._settle(existing.peer, opened.established.peer) is Precedence.RETIRE:
             # The peer's own dial has won meanwhile. Without message 3 the peer never sees this session.
-            await dialler.close(opened.stream)
+            dialler.close(opened.stream)
             return existing
         nursery = self._nursery
         if nursery is None:
-            await dialler.close(opened.stream)
+            dialler.close(opened.stream)
             raise Unreachable("this node's transport has stopped")
         tell(opened.stream, opened.last)
         link = Link(opened.stream, opened.established, opened.leftover, self._around)
@@ -274,7 +275,7 @@ class TransportService:
             except Refused as error:
                 self._metrics.add("refusals_total", error.reason.value)
                 tell(stream, refusal(error.reason))
-                await stream.aclose()
+                stream.close()
                 continue
             nursery.start_soon(self._answer, stream, gate)
 
@@ -300,8 +301,7 @@ class TransportService:
             if link is None or not self._has_left(link):
                 gate.leave(stream.remote_address)
             if link is None:
-                with trio.CancelScope(shield=True):
-                    await stream.aclose()
+                stream.close()
 
     async def _shake_as_responder(self, stream: ByteStream) -> tuple[Established | None, bytes]:
         handshake = self._handshake(stream, False, None)
@@ -336,19 +336,8 @@ class TransportService:
     def _handshake(
         self, stream: ByteStream, initiator: bool, expected: NodeId | None, more_features: tuple[str, ...] = ()
     ) -> Handshake:
-        settings = self._settings
-        introduction = Introduction(
-            identity=self._identity,
-            network_id=self._network_id,
-            instance=self._instance,
-            versions=settings.versions,
-            features=(*settings.features, *more_features),
-            agent=settings.agent,
-            addresses=self.addresses[:8],
-            puzzle_bits=settings.puzzle_bits,
-        )
         return self._handshakes(
-            introduction,
+            self._introduction(more_features),
             initiator=initiator,
             ephemeral=self._environment.entropy.token(32),
             seen_address=stream.remote_address,
@@ -356,6 +345,23 @@ class TransportService:
             expected=expected,
             message_bytes_max=self._limits.handshake_message_bytes_max,
         )
+
+    def _introduction(self, more_features: tuple[str, ...]) -> Introduction:
+        """Give what this node says of itself, made anew only when its addresses have changed."""
+        settings, addresses = self._settings, self.addresses[:8]
+        introduction = self._introductions.get(more_features)
+        if introduction is None or introduction.addresses != addresses:
+            introduction = self._introductions[more_features] = Introduction(
+                identity=self._identity,
+                network_id=self._network_id,
+                instance=self._instance,
+                versions=settings.versions,
+                features=(*settings.features, *more_features),
+                agent=settings.agent,
+                addresses=addresses,
+                puzzle_bits=settings.puzzle_bits,
+            )
+        return introduction
 
     def _adopt(self, link: Link) -> None:
         """Enter a new link and settle it with one that is there already."""

@@ -63,7 +63,8 @@ class Session:
         self.pinned = False
         self.frames_received = 0
         self.outbox = Outbox(sender, limits, metrics, now)
-        self.outbox.on_finished(self._sent)
+        # Our own numbers are never among the peer's, so the end of an own request's attachment changes nothing there.
+        self.outbox.on_finished(self.open_requests.discard)
         self.inbox = Inbox(limits, metrics, budget, self.outbox, self.events, self._give_up)
         self._receiver = receiver
         self._limits = limits
@@ -204,8 +205,7 @@ class Session:
 
     def close(self) -> None:
         """Give back what the session holds of the shared budget; it must not be used afterwards."""
-        for number in list(self.inbox.streams):
-            self.inbox.drop(number)
+        self.inbox.close()
         self.outbox.close()
 
     def tick(self, now: float) -> Reason | None:
@@ -410,10 +410,6 @@ class Session:
     def _queue_refusal(self, number: int, reason: Reason, detail: str) -> None:
         self._metrics.add("refusals_total", reason.value)
         self.outbox.queue(frames.REFUSAL, number, encode(Refusal(reason=reason.value, detail=detail[:1024])))
-
-    def _sent(self, number: int) -> None:
-        if number & 1 != self._parity:
-            self.open_requests.discard(number)
 
     def _hit(self, limit: str, reason: Reason) -> Reason:
         self._metrics.add("limit_hits_total", limit)

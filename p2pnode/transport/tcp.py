@@ -83,11 +83,15 @@ class TcpStream:
             self._eager = self._eager - 1 if count == len(buffer) else 0
             return count
 
-    async def aclose(self) -> None:
-        """Close. Idempotent; whoever waits on the stream gets Unreachable."""
+    def close(self) -> None:
+        """Close at once. Idempotent; whoever waits on the stream gets Unreachable."""
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+
+    async def aclose(self) -> None:
+        """Close, and let other tasks have a turn."""
+        self.close()
         await trio.lowlevel.checkpoint()
 
 

@@ -49,6 +49,7 @@ class _Plan(NamedTuple):
 
 
 _plans: Final[dict[type[Message], _Plan]] = {}
+_heads: Final[dict[type[Message], bytes]] = {}
 
 
 def encode(message: Message) -> bytes:
@@ -81,7 +82,11 @@ def decode(cls: type[MessageT], data: Buffer, limit: int = LIMIT_BYTES) -> Messa
 
 def encode_numbered(message: Message) -> bytes:
     """Give a registered message's number (2 bytes, big-endian) and body. Raises KeyError for an unregistered class."""
-    return number_of(type(message)).to_bytes(NUMBER_SIZE, "big") + _encode(message)
+    cls = type(message)
+    head = _heads.get(cls)
+    if head is None:
+        head = _heads[cls] = number_of(cls).to_bytes(NUMBER_SIZE, "big")
+    return head + _encode(message)
 
 
 def decode_numbered(data: Buffer, limit: int = LIMIT_BYTES) -> Message:

@@ -598,6 +598,16 @@ def test_unknown_neighbours_that_checks_name_are_checked_but_hearsay_of_far_node
     assert not [ask for _, ask in tick_until(made, when, when + 1.2) if ask.contact in far]
 
 
+def test_what_checks_name_before_the_first_lookup_of_our_own_id_is_left_to_that_lookup():
+    made, others = server(), [contact(100 + number) for number in range(10)]
+    made.handle(Met(contact(1), True), NOW)
+    ((when, ask),) = tick_until(made, NOW, NOW + 1.5)
+    made.handle(Answered(ask.ask_id, Closest(tuple(others), True)), when)
+    assert not tick_until(made, when, when + 1.2)
+    run(made, made.bootstrap([contact(1)], when), lambda ask: Closest(tuple(others), True), when)
+    assert all(each.node_id in made.table for each in others)
+
+
 # --- rule 10 ----------------------------------------------------------------------------------------------------------------
 
 

@@ -43,8 +43,11 @@ class Wire:
         buffer[: len(data)] = data
         return len(data)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         self.is_closed = True
+
+    async def aclose(self) -> None:
+        self.close()
         await trio.lowlevel.checkpoint()
 
 
