@@ -114,13 +114,16 @@ class RoutingTable:
         entry = self._entries.get(contact.node_id)
         if entry is not None:
             return entry.strikes > 0 and is_met
+        place = place_of(contact.node_id)
+        bucket = self._buckets.get((place ^ self._own).bit_length())
+        is_full = bucket is not None and len(bucket.entries) >= self._settings.bucket_size and not self.is_sibling(place)
+        if is_full and not is_met and len(bucket.replacements) >= self._settings.replacements_max:
+            return False
         verdict = self._verdict(contact)
         if verdict:
             self._reject(contact.node_id, verdict)
             return False
-        place = place_of(contact.node_id)
-        bucket = self._buckets.get((place ^ self._own).bit_length())
-        if bucket is None or len(bucket.entries) < self._settings.bucket_size or self.is_sibling(place):
+        if not is_full:
             return True
         self._keep_replacement(bucket, contact, is_met)
         return False

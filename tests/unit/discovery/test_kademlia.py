@@ -12,7 +12,7 @@ from p2pnode.discovery.record_checks import GuardSettings, RecordChecker, Signat
 from p2pnode.discovery.records import RecordSettings, RecordStore, make_record
 from p2pnode.discovery.routing_table import place_of
 from p2pnode.discovery.settings import KademliaSettings
-from p2pnode.discovery.upkeep import CHECK_JITTER_SECONDS, CHECKS_IN_FLIGHT_MAX, CHECKS_MAX, NEED_SECONDS
+from p2pnode.discovery.upkeep import CHECK_JITTER_SECONDS, CHECKS_IN_FLIGHT_MAX, CHECKS_MAX, NEED_SECONDS, STALE_SECONDS
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.reasons import Reason
 from p2pnode.wire.messages.discovery import (
@@ -626,3 +626,45 @@ def test_rule_10_the_size_comes_from_lookups_that_nobody_else_aimed():
     _, effects = made.find_node(ring[250].node_id, NOW)
     run(made, effects, reply)
     assert made.network_size() == before, "a target that somebody chose says nothing"
+
+
+def test_silence_alone_moves_a_lookup_on():
+    made = knowing([contact(number) for number in range(12)])
+    for _ in range(5):
+        made._asks.round_trips.answered(0.3)
+    _, effects = made.find_node(OWN, NOW)
+    assert len(asks(effects)) == KademliaSettings().alpha
+    assert NOW < made.deadline < NOW + 1, "long before the asks are given up"
+    later = asks(made.tick(made.deadline))
+    assert len(later) == KademliaSettings().alpha
+    assert not {ask.contact.node_id for ask in later} & {ask.contact.node_id for ask in asks(effects)}
+
+
+def test_what_is_left_of_a_lookup_among_the_dead_is_not_the_size_of_the_network():
+    contacts = [contact(number) for number in range(40)]
+    made = knowing(contacts)
+    before = made.network_size()
+    alive = {each.node_id for each in contacts[:5]}
+    made._upkeep._next_random = NOW
+    run(made, made.tick(NOW), lambda ask: Closest((), True) if ask.contact.node_id in alive else None)
+    assert made._size._samples == []
+    assert made.network_size() >= before / 4
+
+
+def test_when_many_are_dead_the_whole_table_is_checked_in_half_a_minute():
+    made = knowing([contact(number, bucket) for bucket in (254, 255, 256) for number in range(14)])
+    made._upkeep.answered(contact(1), True, NOW + STALE_SECONDS)
+    asked, now = {}, NOW + STALE_SECONDS
+    end = now + 45
+    flying = []
+    while now < end:
+        for ask in asks(made.tick(now)):
+            asked.setdefault(ask.contact.node_id, now)
+            flying.append((now + (0.1 if ask.contact.node_id[-1] % 3 else ask.timeout_seconds), ask))
+        flying.sort(key=lambda each: each[0])
+        now = min(max(now, made.deadline), flying[0][0] if flying else end)
+        while flying and flying[0][0] <= now:
+            ask = flying.pop(0)[1]
+            is_alive = ask.contact.node_id[-1] % 3
+            made.handle(Answered(ask.ask_id, Closest((), True)) if is_alive else Failed(ask.ask_id), now)
+    assert len(asked) > 38, "a calm table of 42 takes seven minutes"

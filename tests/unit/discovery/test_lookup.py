@@ -1,5 +1,7 @@
 """One lookup, step by step: rules 5, 9 and the region, with nodes that are only names and distances."""
 
+from math import inf
+
 from p2pnode.discovery.lookup import (
     CANDIDATES_MAX,
     DEAD_REFERRALS_MAX,
@@ -75,6 +77,15 @@ def test_slow_asks_free_their_place_but_not_without_end():
     assert made.next(109.0, 0.3) == []
     made.answered(node(2).node_id, (), 16)
     assert node(2) in found(made), "late answers count"
+
+
+def test_it_says_when_asks_will_be_late_so_that_silence_does_not_hold_it_up():
+    made = lookup([node(number) for number in range(1, 20)])
+    assert made.impatient_at(100.0, 0.3) == inf, "nothing is under way"
+    made.next(100.0, 0.3)
+    assert made.impatient_at(100.0, 0.3) == 100.3
+    assert made.next(100.3, 0.3), "then there is somebody to ask"
+    assert made.impatient_at(100.3, 0.3) == inf, "six are under way, more are never"
 
 
 def test_rule_5_it_is_over_when_the_k_nearest_have_answered_and_never_asks_farther():
@@ -331,6 +342,15 @@ def test_a_crowd_at_the_key_takes_half_of_the_asks_at_most():
     asked = drive(made, {})
     assert len(asked) == SETTINGS.region_asks_max
     assert set(inside) <= set(asked)
+
+
+def test_the_dead_that_are_still_named_are_no_crowd():
+    made = lookup([node(number) for number in range(1, 51)], 1 << 200, quorum=3)
+    assert made.is_crowded()
+    for number in range(16):
+        candidate = made.next()[0]
+        made.failed(candidate.contact.node_id) if number % 2 else made.answered(candidate.contact.node_id, (), 48)
+    assert not made.is_crowded(), "8 of 16 asked were dead: of 34 others 17 may live"
 
 
 def test_equal_records_prove_nothing_in_a_crowded_region():
