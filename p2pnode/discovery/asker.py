@@ -157,9 +157,10 @@ class Asker:
 
     def tick(self) -> None:
         """End what is overdue."""
-        failed, self._failed_now = self._failed_now, deque()
-        for ask, answer in failed:
-            ask.on_answer(answer)
+        if self._failed_now:
+            failed, self._failed_now = self._failed_now, deque()
+            for ask, answer in failed:
+                ask.on_answer(answer)
         now = self._now()
         heap = self._deadlines
         while heap and (heap[0][2].is_over or heap[0][0] <= now):

@@ -6,8 +6,10 @@ an end, and double when they repeat (go-libp2p and research both found permanent
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec.structs import replace
 
 from p2pnode.discovery.links import LinkPlan, Why
 from p2pnode.discovery.peer_entry import (

@@ -212,8 +212,11 @@ class DiscoveryService:
             for part in self._timed:
                 part.tick()
             self._publish_address()
-            self._wakes_at = min(self._address_at, *(part.deadline for part in self._timed))
-            wait = max(self._wakes_at - self.now(), TURN_SECONDS)
+            wakes_at = self._address_at
+            for part in self._timed:
+                wakes_at = min(wakes_at, part.deadline)
+            self._wakes_at = wakes_at
+            wait = max(wakes_at - self.now(), TURN_SECONDS)
             with trio.CancelScope(deadline=trio.current_time() + wait) as self._sleep:
                 await trio.sleep_forever()
 

@@ -306,7 +306,8 @@ class Link:
     # --- arriving ----------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        self._process(self._clock.monotonic())
+        if self._end_of_data:
+            self._process(self._clock.monotonic())
         while self.closed is None:
             self._is_parked = True
             try:
@@ -327,6 +328,7 @@ class Link:
         session, data, start, end = self._session, self._received, self._start, self._end_of_data
         self._pump.corked = True
         frames_before = session.frames_received
+        has_handed_on = False
         try:
             while True:
                 used = session.receive(data[start:end], now)
@@ -334,6 +336,7 @@ class Link:
                     break
                 start += used
                 if session.events:
+                    has_handed_on = True
                     self._dispatcher.run(self)
                     if self.closed is not None:
                         return
@@ -342,8 +345,9 @@ class Link:
             return
         finally:
             self._pump.corked = False
-        # Answers that are only microseconds away leave now, a lone one before what else there is to do about it.
-        self._around.before_flush()
+        if has_handed_on:
+            # Answers that are only microseconds away leave now, a lone one before what else there is to do about it.
+            self._around.before_flush()
         if start > self._start or end == start:
             self._record_at = now
         was_full = end == len(data)
