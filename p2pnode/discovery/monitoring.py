@@ -3,7 +3,7 @@
 The monitors of a publisher are the dialable publishers nearest to BLAKE2b(publisher ‖ epoch): everybody who holds about the
 same offers computes about the same ones, nobody chooses whom it watches, and the choice changes every hour. The nearest three
 try the publisher every twenty seconds; when one of them is suspected itself the next takes its
-place. Who fails three times signs; then the nearest six try it at once, and two failures are enough for the second signature.
+place. Who fails three times signs.
 
 What a liar can do, and what bounds it: its word counts only where it is among the nearest twelve; two such words are needed;
 they hide an offer from the default search, never delete it; and the publisher, who hears them like everybody else, voids them by
@@ -182,8 +182,6 @@ class Monitoring:
             if self.is_suspected(item.subject, now):
                 self._hidden[item.subject] = None
                 self.roll.discard(item.subject)
-            else:
-                self._join_in(item.subject, now)
             self._changed = True
             return
         for old in replaced:
@@ -230,11 +228,10 @@ class Monitoring:
         duty.failures += 1
         duty.next_try = now + self.settings.retry_seconds
         self._next_try = min(self._next_try, duty.next_try)
-        voices = self.store.voices(publisher)
-        if duty.failures < self.settings.tries - bool(voices):
+        if duty.failures < self.settings.tries:
             return []
         duty.failures, duty.next_try = 0, now + self.settings.probe_seconds
-        if self.counted(publisher, now) >= self.settings.voices_needed or any(voice.publisher == self.own for voice in voices):
+        if any(voice.publisher == self.own for voice in self.store.voices(publisher)):
             return []
         if not offer.addresses and not duty.seen:
             # A node that nobody can dial comes to its monitors; one that never came may just not know of this one.
@@ -275,21 +272,9 @@ class Monitoring:
         return len(self.roll) - listed
 
     def _acting(self, publisher: bytes, place: int) -> list[bytes]:
-        """Give the monitors that should try the publisher now: the nearest three whom nobody suspects; all six once one has."""
+        """Give the monitors that should try the publisher now: the nearest three whom nobody suspects."""
         ranked = self.roll.nearest(place, self.settings.monitors, publisher)
-        count = self.settings.monitors if self.store.voices(publisher) else self.settings.monitors_acting
-        return [monitor for monitor in ranked if not self.store.voices(monitor)][:count]
-
-    def _join_in(self, publisher: bytes, now: float) -> None:
-        """Try a publisher that one monitor suspects at once: the other two that watched may have died with it."""
-        if self._may_watch() and publisher != self.own and self.own in self._acting(publisher, self._place(publisher, now)):
-            duty = self._duties.setdefault(publisher, _Duty(now))
-            duty.next_try = min(duty.next_try, now)
-            self._next_try = min(self._next_try, now)
-
-    def _may_watch(self) -> bool:
-        own_offer = self.store.get(self.own)
-        return own_offer is not None and own_offer.kind is Kind.OFFER and bool(own_offer.addresses)
+        return [monitor for monitor in ranked if not self.store.voices(monitor)][: self.settings.monitors_acting]
 
     def _assign(self, now: float) -> list[MonitorEffect]:
         if self._changed or now >= self._next_all:
@@ -304,7 +289,8 @@ class Monitoring:
         return [Attend(monitor.publisher, monitor.addresses) for monitor in monitors if monitor is not None]
 
     def _find_duties(self, now: float) -> dict[bytes, _Duty]:
-        if not self._may_watch():
+        own_offer = self.store.get(self.own)
+        if own_offer is None or own_offer.kind is not Kind.OFFER or not own_offer.addresses:
             return {}
         duties: dict[bytes, _Duty] = {}
         own = int.from_bytes(self.own, "big")
