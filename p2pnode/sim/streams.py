@@ -43,8 +43,8 @@ class Pipe:
     """One direction of a connection. latency_seconds: of its pair of hosts; serial: unique, and the same in every run."""
 
     __slots__ = (
-        "_arrival", "_sent_at", "capacity", "chunks", "draws", "held", "is_broken", "is_deaf", "is_held_back", "latency_seconds", "network",
-        "reader", "serial", "source", "target", "writer",
+        "_arrival", "_sent_at", "capacity", "chunks", "draws", "held", "is_broken", "is_deaf", "is_held_back", "latency_seconds",
+        "network", "reader", "serial", "source", "target", "writer",
     )  # fmt: skip
 
     def __init__(self, network: "MemoryNetwork", serial: int, source: "MemoryHost", target: "MemoryHost") -> None:
