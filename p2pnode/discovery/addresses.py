@@ -75,7 +75,11 @@ def wide_group(address: str) -> str:
 
     Several words from one group count as one (go-libp2p's peer diversity filter uses the same width for IPv4).
     """
-    host = host_of(address).strip("[]").partition("%")[0]
+    return _wide_group(host_of(address).strip("[]").partition("%")[0])
+
+
+@lru_cache(maxsize=4096)
+def _wide_group(host: str) -> str:
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:

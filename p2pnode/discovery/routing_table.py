@@ -6,6 +6,7 @@ live entries win over new ones (Maymounkov & Mazieres 2002: the longer a node wa
 buckets by the length of the common prefix is the same as splitting only the bucket that holds our own id. Pure.
 """
 
+from bisect import insort
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Final
@@ -73,7 +74,8 @@ class RoutingTable:
     """
 
     __slots__ = (
-        "_accept", "_buckets", "_entries", "_groups", "_own", "_rejected", "_settings", "_sibling_limit", "_struck", "own_id",
+        "_accept", "_buckets", "_entries", "_groups", "_indices", "_own", "_rejected", "_settings", "_sibling_limit",
+        "_struck", "own_id",
     )  # fmt: skip
 
     def __init__(self, own_id: bytes, settings: KademliaSettings, is_acceptable: Callable[[bytes], bool] | None = None) -> None:
@@ -82,6 +84,8 @@ class RoutingTable:
         self._settings = settings
         self._accept = is_acceptable
         self._buckets: dict[int, Bucket] = {}
+        # Of all buckets, the nearest first.
+        self._indices: list[int] = []
         self._entries: dict[bytes, Entry] = {}
         self._groups: dict[str, int] = {}
         self._rejected: dict[bytes, str] = {}
@@ -201,12 +205,12 @@ class RoutingTable:
     def closest(self, place: int, count: int, strikes_max: int = RELAY_STRIKES_MAX, but: bytes = b"") -> list[Contact]:
         """Give the entries nearest to a place, in order, without those that failed more often than strikes_max and `but`."""
         found: list[tuple[int, Contact]] = []
+        without = (place_of(but) ^ self._own).bit_length()
         for index in self._by_distance(place):
-            near = [
-                (entry.place ^ place, entry.contact)
-                for entry in self._buckets[index].entries
-                if entry.strikes <= strikes_max and entry.contact.node_id != but
-            ]
+            entries = self._buckets[index].entries
+            near = [(entry.place ^ place, entry.contact) for entry in entries if entry.strikes <= strikes_max]
+            if index == without:
+                near = [pair for pair in near if pair[1].node_id != but]
             near.sort()
             found += near
             if len(found) >= count:
@@ -254,15 +258,14 @@ class RoutingTable:
         highest bit first. Then those at equal bits, the lowest first.
         """
         gap = place ^ self._own
-        indices = sorted(self._buckets)
-        nearer = [index for index in indices if gap >> (index - 1) & 1]
+        nearer = [index for index in self._indices if gap >> (index - 1) & 1]
         nearer.reverse()
-        return nearer + [index for index in indices if not gap >> (index - 1) & 1]
+        return nearer + [index for index in self._indices if not gap >> (index - 1) & 1]
 
     def _find_sibling_limit(self) -> int:
         distances: list[int] = []
         size = self._settings.bucket_size
-        for index in sorted(self._buckets):
+        for index in self._indices:
             distances += sorted(entry.place ^ self._own for entry in self._buckets[index].entries)
             if len(distances) >= size:
                 return distances[size - 1]
@@ -299,6 +302,7 @@ class RoutingTable:
         bucket = self._buckets.get(index)
         if bucket is None:
             bucket = self._buckets[index] = Bucket(now)
+            insort(self._indices, index)
         if len(bucket.entries) >= self._settings.bucket_size and not self.is_sibling(place):
             self._keep_replacement(bucket, contact, True)
             return False

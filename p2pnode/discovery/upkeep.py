@@ -221,7 +221,7 @@ class Upkeep:
         left = HEARSAY_MAX if is_background else 0
         for contact in contacts:
             node_id = contact.node_id
-            if node_id in self._table or node_id in self._queued or not self._table.heard(contact, now, is_met=False):
+            if node_id in self._queued or not self._table.heard(contact, now, is_met=False):
                 continue
             if self._table.is_sibling(place_of(node_id)) or left > 0:
                 left -= 1
