@@ -88,13 +88,12 @@ class LostCalls:
 
     def _answered(self, reply: Any, asked_at: float) -> None:
         asked = self._asked
-        if isinstance(reply, Refused) and reply.reason in _NOT_NOW:
-            self._ask_again(asked_at + _AGAIN_SECONDS)
-        elif isinstance(reply, Refused):
+        if isinstance(reply, Refused) and reply.reason not in _NOT_NOW:
             self._asked = frozenset()
             self._pay(asked)
         elif isinstance(reply, PeerError):
-            self._ask_again(asked_at)
+            # Not at once: the link may be over, and nobody has said so here yet.
+            self._ask_again(asked_at + _AGAIN_SECONDS)
         elif not isinstance(reply.message, WithdrawnCalls):
             self._broken(ProtocolViolation(Reason.WRONG_TYPE, "a withdrawal is answered with what became of the calls"))
         else:
