@@ -38,6 +38,7 @@ CATALOGUE: Final[dict[str, str]] = {
     "cheques_issued_total": "cheques signed as client",
     "cheques_accepted_total": "cheques accepted as provider",
     "earned_microcredits_total": "micro-credits earned, by cheque",
+    "written_off_microcredits_total": "micro-credits of calls as provider whose answers were lost and not asked for again",
     "spent_microcredits_total": "micro-credits spent, by cheque",
     "offers_known": "offers of others, and our own, held now",
     "offer_documents_signed_total": "documents for gossip signed, by kind: listing, withdrawal, suspicion",

@@ -205,16 +205,21 @@ class MapRun:
         number = supply.next_number()
         input_hash, amount = supply.agreement.described(values)
         await self.items.placed(position, supply.peer, supply.id, number, input_hash, amount)
-        is_stored = False
+        is_stored = is_lost = False
         try:
             answer = await self._answer(supply, values, number)
             await self.items.done(position, answer.outputs, supply.peer, supply.id, number, answer.amount)
             is_stored = True
+        except Unreachable:
+            is_lost = True
+            raise
         finally:
             if is_stored:
                 supply.agreement.confirm(number)
             elif self._is_stopping:
                 self._cut.add(key)  # the agreement stays open, and the next start recalls the call
+            elif is_lost:
+                supply.agreement.withdraw(number)  # its answer may be on the way for ever; the item is done elsewhere
             else:
                 supply.agreement.give_up(number)
         seconds = environment.clock.monotonic() - started
@@ -374,7 +379,7 @@ class MapRun:
         with trio.move_on_after(self._settings.retry_total_seconds) as patience:
             is_stored = await self._recalls.decision(position)
         if patience.cancelled_caught:
-            self._recalls.give_up(position)
+            self._recalls.place_again(position)
             is_stored = await self._recalls.decision(position)
         if is_stored:
             self._post(Answered(position, key, 0, None))

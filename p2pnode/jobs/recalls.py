@@ -44,6 +44,7 @@ class Recalls:
         self._scopes = {position: trio.CancelScope() for position in self._rows}
         self._decided = {position: trio.Event() for position in self._rows}
         self._stored: set[int] = set()
+        self._withdrawn: set[int] = set()
 
     def undecided(self) -> list[rows.ItemRow]:
         """Give the items whose calls are not decided yet."""
@@ -56,6 +57,11 @@ class Recalls:
 
     def give_up(self, position: int) -> None:
         """Wait no longer for an item's provider. If that has answered the call before, it will be paid without its output."""
+        self._scopes[position].cancel()
+
+    def place_again(self, position: int) -> None:
+        """Wait no longer for an item's provider, which stays away: the item is done elsewhere, and this call withdrawn."""
+        self._withdrawn.add(position)
         self._scopes[position].cancel()
 
     async def stop(self) -> None:
@@ -91,7 +97,9 @@ class Recalls:
             except (StoreError, InputError) as error:
                 has_failed = True
                 await self.items.event("recall-failed", f"item {row.position}: {error}")
-        if (scope.cancelled_caught or has_failed) and agreement is not None:
+        if scope.cancelled_caught and row.position in self._withdrawn and agreement is not None:
+            agreement.withdraw(row.call)
+        elif (scope.cancelled_caught or has_failed) and agreement is not None:
             agreement.give_up(row.call)
         if is_stored:
             self._stored.add(row.position)

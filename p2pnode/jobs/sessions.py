@@ -201,11 +201,16 @@ class Session:
             is_held = False
         except Unreachable:
             self._keep_lost(supply, lost.number, values, outputs)
+            is_held = False
+            raise
+        except P2PNodeError:
+            agreement.give_up(lost.number)
+            is_held = False
             raise
         finally:
             supply.in_flight -= 1
             if is_held:
-                agreement.give_up(lost.number)
+                agreement.withdraw(lost.number)
         supply.failed = not agreement.is_open
         self.waits_for = None
         return self._answered(supply, result, self._clock.monotonic() - started, values_bytes(values))
@@ -220,6 +225,7 @@ class Session:
 
     def _keep_lost(self, supply: Supply, number: int, values: Mapping[str, Any], outputs: Sequence[str]) -> None:
         if supply.agreement.end_reason is None:
+            supply.agreement.withdraw(number, self._suppliers.settings.back_seconds)
             key = supply.agreement.described(values)[0], tuple(outputs)
             self._lost[key] = _Lost(supply, number, self._clock.monotonic())
             while len(self._lost) > _LOST_MAX:
@@ -307,8 +313,7 @@ class Session:
                 on_answer(self._answered(supply, result, self._clock.monotonic() - started, sent))
                 return
             if isinstance(result, Unreachable) and ticket is not None:
-                # Paid if it was executed, unless who asks again fetches it first: see `_recalled`.
-                supply.agreement.give_up(ticket.number)
+                # Not paid, if the provider agrees, unless who asks again fetches it in time: see `_recalled`.
                 self._keep_lost(supply, ticket.number, values, outputs)
             on_answer(self._broken(supply, result))
 

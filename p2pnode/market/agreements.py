@@ -103,6 +103,18 @@ class StateArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class CallsWithdrawn:
+    """To the client: the provider has answered a withdrawal of `numbers`: it charges nothing for any but the charged ones.
+
+    freed: those that it has executed; they keep their places.
+    """
+
+    numbers: tuple[int, ...]
+    freed: frozenset[int]
+    charged: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class EndConfirmed:
     """To the client: the provider has the last cheque, or nothing was owed."""
 
@@ -114,7 +126,7 @@ class Tick:
 
 Event = (
     LinkUp | LinkDown | EndAsked | ChequeArrived | ReceiptRefused | ReceiptArrived | LeavesArrived | StateArrived
-    | EndConfirmed | Tick
+    | CallsWithdrawn | EndConfirmed | Tick
 )  # fmt: skip
 
 # Effects, to be performed in order; a Save completes before the Send after it.
@@ -134,6 +146,25 @@ class SendReceipt:
     """Deliver a saved receipt."""
 
     slice: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceReceipts:
+    """Sign and store receipts anew that have no cheque, each with its hash and leaves: what they charge has shrunk.
+
+    amount: what is written off, also where no receipt charged it yet, micro-credits.
+    """
+
+    receipts: tuple[SaveReceipt, ...]
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerWithdrawal:
+    """Provider: answer the client's withdrawal, now that what comes of it is saved."""
+
+    freed: tuple[int, ...]
+    charged: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,5 +227,6 @@ class Finished:
 
 
 Effect = (
-    SaveReceipt | SendReceipt | SaveCheque | SendCheque | AskLeaves | FetchOutputs | Forget | RefuseReceipt | SendEnd | Finished
-)
+    SaveReceipt | SendReceipt | ReplaceReceipts | AnswerWithdrawal | SaveCheque | SendCheque | AskLeaves | FetchOutputs | Forget
+    | RefuseReceipt | SendEnd | Finished
+)  # fmt: skip

@@ -12,6 +12,7 @@ from math import inf
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.market.agreements import (
     AskLeaves,
+    CallsWithdrawn,
     Effect,
     EndAsked,
     EndConfirmed,
@@ -172,6 +173,8 @@ class BoughtAgreement:
                 effects += self._learn(slice_number, leaves)
             case EndAsked(reason) if self.phase is Phase.OPEN:
                 effects += self._close(reason, now)
+            case CallsWithdrawn(numbers, freed, charged):
+                self._withdraw(numbers, freed, charged)
             case EndConfirmed():
                 return self._finish(self.wanted_end or EndReason.COMPLETED)
             case Tick():
@@ -185,6 +188,19 @@ class BoughtAgreement:
         self.calls.disclaimed(number)
         if number < self._first_number:
             self._disclaimed.add(number)
+
+    def _withdraw(self, numbers: tuple[int, ...], freed: frozenset[int], charged: frozenset[int]) -> None:
+        """Take the provider at its word: what it freed has no price any more, what it does not know it may not charge.
+
+        Its receipts without a cheque come again, signed anew.
+        """
+        for number in numbers:
+            if number in freed:
+                self.calls.freed(number)
+            elif number not in charged:
+                self.disclaimed(number)
+        if freed:
+            self._receipts.clear()
 
     def abandon(self, reason: EndReason) -> list[Effect]:
         """End at once, for example because the provider broke the agreement; nothing more is paid."""

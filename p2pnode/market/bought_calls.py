@@ -149,6 +149,13 @@ class BoughtCalls:
         call.is_held, call.is_given_up = True, False
         return True
 
+    def freed(self, number: int) -> None:
+        """Note that the provider charges nothing for a call: it keeps its place in a slice, without a price."""
+        call = self.by_number.get(number)
+        if call is not None:
+            self.outstanding -= call.amount
+            call.amount, call.is_given_up, call.is_held = 0, True, False
+
     def lost(self, number: int) -> None:
         """Note that a call's fate is unknown because its link is lost: the provider may have executed it."""
         call = self.by_number.get(number)

@@ -193,13 +193,22 @@ class ClientAgreement:
             self.payments.bell.ring()
 
     def hold(self, number: int) -> bool:
-        """Take a call back that was given up, to ask for it again; False when it is paid, or costs nothing, by now."""
-        return self.machine.calls.hold(number)
+        """Take a call back that was given up or withdrawn, to ask for it again; False when its end is decided by now."""
+        return self.payments.lost_calls.take_back(number) and self.machine.calls.hold(number)
 
     def give_up(self, number: int) -> None:
         """Say that a held call's output is not wanted any more: it is paid all the same if it was executed."""
+        self.payments.lost_calls.take_back(number)
         self.machine.calls.give_up(number)
         self.payments.settle_lost(number)
+
+    def withdraw(self, number: int, after_seconds: float = 0.0) -> None:
+        """Say that a call's answer was lost with its link and that it is made elsewhere, unless `hold` takes it back in time.
+
+        It is not paid if the provider agrees to that, which it does within bounds of its own.
+        """
+        if not self.payments.withdraw(number, after_seconds):
+            self.give_up(number)
 
     def cancel(self, outgoing: OutgoingCall) -> None:
         """Give a call up; see `OutgoingCall.cancel`."""

@@ -7,6 +7,7 @@ grows with settled volume only, which a stranger cannot invent alone, and decays
 """
 
 import sqlite3
+from math import ceil
 from typing import Final, Protocol
 
 from p2pnode.crypto.hashing import document_hash
@@ -86,6 +87,30 @@ def left_unpaid(connection: sqlite3.Connection, peer: bytes, since_ms: int) -> i
         (peer, since_ms),
     ).fetchone()
     return int(row[0])
+
+
+def write_off_room(connection: sqlite3.Connection, peer: bytes, settings: MarketSettings, now_ms: int) -> int:
+    """Give how much a peer may withdraw of what was executed for it: answers do get lost, and nobody can prove that one was.
+
+    In all one stranger's slice, which is what any identity may cost us; what was written off is forgotten by half-lives.
+    """
+    return max(0, settings.stranger_slice_amount - _written_off(connection, peer, now_ms, settings.credit_half_life_seconds))
+
+
+def note_write_off(connection: sqlite3.Connection, peer: bytes, amount: int, now_ms: int, half_life_seconds: float) -> None:
+    """Remember what a peer has withdrawn."""
+    total = _written_off(connection, peer, now_ms, half_life_seconds) + amount
+    remember(connection, f"written-off:{peer.hex()}", total.to_bytes(8, "big") + now_ms.to_bytes(8, "big"))
+
+
+def _written_off(connection: sqlite3.Connection, peer: bytes, now_ms: int, half_life_seconds: float) -> int:
+    value = recall(connection, f"written-off:{peer.hex()}")
+    if not value:
+        return 0
+    amount, since_ms = int.from_bytes(value[:8], "big"), int.from_bytes(value[8:], "big")
+    age_seconds = max(0, now_ms - since_ms) / 1000
+    share: float = 0.5 ** (age_seconds / half_life_seconds)
+    return ceil(amount * share)
 
 
 def debt_room(connection: sqlite3.Connection, peer: bytes, settings: MarketSettings) -> int:

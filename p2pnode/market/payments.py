@@ -14,6 +14,7 @@ from p2pnode.errors import P2PNodeError, PeerError, ProtocolViolation, Refused, 
 from p2pnode.market import records
 from p2pnode.market.agreements import (
     AskLeaves,
+    CallsWithdrawn,
     Effect,
     EndAsked,
     EndConfirmed,
@@ -39,6 +40,7 @@ from p2pnode.market.agreements import (
 from p2pnode.market.bell import Bell
 from p2pnode.market.bought_agreement import BoughtAgreement, BoughtProgress
 from p2pnode.market.cheques import HashChain
+from p2pnode.market.lost_calls import LostCalls
 from p2pnode.market.receipt_file import write_bundle
 from p2pnode.market.way_back import PurchaseSurroundings, WayBack
 from p2pnode.reasons import EndReason, Reason
@@ -89,6 +91,9 @@ class Payments:
         self._way = WayBack(around, terms)
         self._retry_at = inf
         self._lost: list[int] = []
+        self.lost_calls = LostCalls(
+            terms.agreement_id, self.machine.calls, self.bell, self._withdrawn, self.broken, self.settle_lost
+        )  # fmt: skip
         self._fetches: dict[int, tuple[Any, int]] = {}
         self._breach: P2PNodeError | None = None
         self._is_over = False
@@ -110,6 +115,20 @@ class Payments:
         except ProtocolViolation as error:
             self.broken(error)
         self.bell.ring()
+
+    def _withdrawn(self, event: CallsWithdrawn) -> None:
+        if event.freed:
+            # The provider signs anew what it delivered before; whatever waits here is void.
+            for incoming, _ in self._inbox:
+                incoming.refuse(Reason.BUSY, "a newer receipt follows")
+            for incoming in self._requests.values():
+                incoming.refuse(Reason.BUSY, "a newer receipt follows")
+            self._inbox.clear()
+            self._requests.clear()
+            for number in [number for number in self._unsaved_envelope if number >= self.machine.slices_paid]:
+                del self._unsaved_envelope[number]
+        self._happen(event)
+        self._calls.flush(is_after_cheque=True)
 
     # --- from plain code ----------------------------------------------------------------------------------------------
 
@@ -137,6 +156,7 @@ class Payments:
         self._around.pins.drop(link)
         self._requests.clear()
         self._fetches.clear()
+        self.lost_calls.link_down(self._now().seconds)
         self._happen(LinkDown())
         self._calls.fail_all(Unreachable("the provider's connection was lost; the call may be repeated"), is_ended=False)
         self._way.lost(self._now().seconds)
@@ -158,6 +178,10 @@ class Payments:
         self.expires_at = deadline
         self.bell.ring()
 
+    def withdraw(self, number: int, after_seconds: float) -> bool:
+        """Withdraw a call after this time, if it is not answered; see `LostCalls.add`."""
+        return self.lost_calls.add(number, self._now().seconds + after_seconds)
+
     def retry_soon(self) -> None:
         """The provider has not seen our cheque yet: try again in a moment."""
         self._retry_at = self._now().seconds + _RETRY_SECONDS
@@ -165,13 +189,14 @@ class Payments:
 
     def end_soon(self, reason: EndReason) -> None:
         """Begin the end; the task sees it through."""
+        self.lost_calls.hurry(self._now().seconds)
         self._happen(EndAsked(reason))
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
     async def close(self, reason: EndReason) -> EndReason:
         """See `ClientAgreement.close`."""
-        self._happen(EndAsked(reason))
+        self.end_soon(reason)
         return await self.ended()
 
     async def ended(self) -> EndReason:
@@ -215,7 +240,8 @@ class Payments:
             if self._inbox or self._effects:
                 continue
             due_at = min(self.machine.deadline, self._retry_at, self._way.due_at if self.link is None else inf)
-            await self.bell.heard(min(due_at, self.expires_at))
+            lost_due_at = inf if self.link is None else self.lost_calls.due_at
+            await self.bell.heard(min(due_at, self.expires_at, lost_due_at))
         self._around.finished(self._calls)
 
     def _happen_due(self) -> None:
@@ -225,6 +251,8 @@ class Payments:
             self._calls.flush(is_after_cheque=True)
         if now.seconds >= self.expires_at:
             self.expires_at = self._calls.expire(now.seconds)
+        if self.link is not None:
+            self.lost_calls.tell(self.link, now.seconds)
         if self._lost and self.link is not None:
             lost, self._lost = self._lost, []
             unknown = [self.machine.calls.by_number[number] for number in lost if number in self.machine.calls.by_number]

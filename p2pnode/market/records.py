@@ -10,7 +10,7 @@ from typing import Final
 
 from p2pnode.market.agreements import Terms
 from p2pnode.market.bought_agreement import BoughtProgress
-from p2pnode.market.ledger import post_cheque
+from p2pnode.market.ledger import note_write_off, post_cheque
 from p2pnode.market.receipt_file import ReceiptBundle
 from p2pnode.market.slices import leaf_path
 from p2pnode.market.sold_agreement import SignedSlice, SoldProgress
@@ -89,6 +89,22 @@ def save_receipt(
     connection: sqlite3.Connection, receipt: Receipt, leaves: Sequence[Leaf], envelope: bytes, is_own: bool, now_ms: int
 ) -> None:
     """Store a slice's receipt and leaves."""
+    agreements.save_receipt(connection, _save_slice(connection, receipt, leaves, envelope, is_own, now_ms))
+
+
+def replace_receipts(
+    connection: sqlite3.Connection, receipts: Sequence[tuple[Receipt, Sequence[Leaf], bytes]], peer: bytes, written_off: int,
+    now_ms: int, half_life_seconds: float,
+) -> None:  # fmt: skip
+    """Store receipts (with leaves and envelope) of ours that charge less than those before them, and what that cost us."""
+    note_write_off(connection, peer, written_off, now_ms, half_life_seconds)
+    rows = [_save_slice(connection, receipt, leaves, envelope, True, now_ms) for receipt, leaves, envelope in receipts]
+    agreements.replace_receipts(connection, rows)
+
+
+def _save_slice(
+    connection: sqlite3.Connection, receipt: Receipt, leaves: Sequence[Leaf], envelope: bytes, is_own: bool, now_ms: int
+) -> agreements.ReceiptRow:
     agreement_id = receipt.agreement
     document = save_envelope(connection, envelope, is_own, agreement_id, now_ms)
     agreements.save_calls(
@@ -108,20 +124,17 @@ def save_receipt(
             for position, leaf in enumerate(leaves)
         ),
     )
-    agreements.save_receipt(
-        connection,
-        agreements.ReceiptRow(
-            agreement_id,
-            receipt.slice,
-            document,
-            receipt.calls,
-            receipt.root,
-            receipt.operations,
-            receipt.amount,
-            receipt.total,
-            receipt.engine,
-            receipt.ended_ms,
-        ),
+    return agreements.ReceiptRow(
+        agreement_id,
+        receipt.slice,
+        document,
+        receipt.calls,
+        receipt.root,
+        receipt.operations,
+        receipt.amount,
+        receipt.total,
+        receipt.engine,
+        receipt.ended_ms,
     )
 
 

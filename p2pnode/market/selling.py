@@ -5,7 +5,7 @@ a crash in between costs nothing, because the receipt is then delivered again an
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
@@ -17,6 +17,7 @@ from p2pnode.environment import Environment
 from p2pnode.errors import PeerError, ProtocolViolation, Refused
 from p2pnode.market import records
 from p2pnode.market.agreements import (
+    AnswerWithdrawal,
     ChequeArrived,
     Effect,
     EndAsked,
@@ -28,6 +29,7 @@ from p2pnode.market.agreements import (
     Now,
     Phase,
     ReceiptRefused,
+    ReplaceReceipts,
     SaveCheque,
     SaveReceipt,
     SendReceipt,
@@ -52,6 +54,7 @@ from p2pnode.wire.messages.market import (
     Leaf,
     LeafList,
     SliceReply,
+    WithdrawnCalls,
 )
 from p2pnode.wire.messages.session import Done
 
@@ -93,6 +96,8 @@ class Sale:
         self._envelopes: dict[int, bytes] = {}
         self._cheque_envelopes: dict[int, bytes] = {}
         self._resend_at: dict[int, float] = {}
+        self._withdrawal: Any = None
+        self._withdrawn = trio.Event()
 
     def _now(self) -> Now:
         clock = self._around.environment.clock
@@ -136,6 +141,26 @@ class Sale:
             self._enders.append(incoming)
         self._happen(EndAsked(reason))
 
+    async def withdraw(self, incoming: Any, numbers: Sequence[int], room: int) -> None:
+        """Charge nothing for calls whose answers the client never got, as far as `room` goes; returns when that is saved."""
+        if self.machine.phase is Phase.ENDED:
+            raise Refused(Reason.AGREEMENT_ENDED, "nothing is charged here any more")
+        for number in numbers:
+            if (running := self.running.get(number)) is not None:
+                running.cancel()
+        self._withdrawal, self._withdrawn = incoming, trio.Event()
+        self._effects.extend(self.machine.withdraw(numbers, room))
+        self.bell.ring()
+        await self._withdrawn.wait()
+
+    def _answer_withdrawal(self, freed: tuple[int, ...], charged: tuple[int, ...]) -> None:
+        if freed:
+            self._drop_deliveries()  # all receipts without a cheque follow the answer, signed anew or not
+        if self._withdrawal is not None:
+            self._withdrawal.reply(WithdrawnCalls(freed, charged))
+            self._withdrawal = None
+        self._withdrawn.set()
+
     def _happen(self, event: Event) -> None:
         self._effects.extend(self.machine.handle(event, self._now()))
         self.bell.ring()
@@ -174,6 +199,10 @@ class Sale:
                 self._remember(receipt.slice, data)
             case SendReceipt(slice_number):
                 await self._deliver(slice_number)
+            case ReplaceReceipts(replaced, amount):
+                await self._replace(replaced, amount, now_ms)
+            case AnswerWithdrawal(freed, charged):
+                self._answer_withdrawal(freed, charged)
             case SaveCheque(cheque, amount):
                 data = self._cheque_envelopes.pop(cheque.slice)
                 await around.environment.database.write(
@@ -189,6 +218,20 @@ class Sale:
             case _:
                 pass
 
+    async def _replace(self, replaced: Sequence[SaveReceipt], amount: int, now_ms: int) -> None:
+        around = self._around
+        signed = [
+            (item.receipt, item.leaves, encode_envelope(seal(item.receipt, around.identity, around.network_id)))
+            for item in replaced
+        ]
+        half_life = around.settings.credit_half_life_seconds
+        await around.environment.database.write(
+            lambda connection: records.replace_receipts(connection, signed, self.terms.client, amount, now_ms, half_life)
+        )
+        around.metrics.add("written_off_microcredits_total", amount=amount)
+        for receipt, _, data in signed:
+            self._remember(receipt.slice, data)
+
     async def _finish(self, reason: EndReason, now_ms: int) -> None:
         agreement_id = self.terms.agreement_id
         await self._around.environment.database.write(
@@ -201,6 +244,10 @@ class Sale:
         for incoming in self._enders:
             incoming.reply(Done(reason.value))
         self._enders.clear()
+        if self._withdrawal is not None:
+            self._withdrawal.refuse(Reason.AGREEMENT_ENDED, reason.value)
+            self._withdrawal = None
+        self._withdrawn.set()
         self._around.pins.drop(self.link)
 
     # --- receipts -----------------------------------------------------------------------------------------------------

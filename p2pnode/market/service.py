@@ -35,6 +35,7 @@ from p2pnode.wire.messages.market import (
     QuoteRequest,
     ResumeAgreement,
     SliceRequest,
+    WithdrawCalls,
 )
 from p2pnode.wire.messages.work import BlobRequest, Call, FetchResult, ManifestRequest
 from p2pnode.work.models import ModelStore
@@ -45,8 +46,8 @@ GOODBYE_SECONDS: Final = 4.0
 REQUESTS_WAITING_MAX: Final = 512
 
 REQUESTS: Final = (
-    OfferRequest, QuoteRequest, PlaceOrder, DeliverReceipt, EndAgreement, ResumeAgreement, SliceRequest, ManifestRequest,
-    BlobRequest, Call, FetchResult,
+    OfferRequest, QuoteRequest, PlaceOrder, DeliverReceipt, EndAgreement, ResumeAgreement, SliceRequest, WithdrawCalls,
+    ManifestRequest, BlobRequest, Call, FetchResult,
 )  # fmt: skip
 
 
@@ -113,6 +114,7 @@ class MarketService:
             ResumeAgreement: self.storefront.answer_resume,
             EndAgreement: self.storefront.answer_end,
             SliceRequest: self.storefront.answer_slice,
+            WithdrawCalls: self.storefront.answer_withdrawal,
         }
 
     # --- life ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import msgspec
 from p2pnode.crypto.hashing import document_hash
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.market.agreements import (
+    AnswerWithdrawal,
     ChequeArrived,
     Effect,
     EndAsked,
@@ -27,6 +28,7 @@ from p2pnode.market.agreements import (
     Now,
     Phase,
     ReceiptRefused,
+    ReplaceReceipts,
     SaveCheque,
     SaveReceipt,
     SendReceipt,
@@ -218,6 +220,64 @@ class SoldAgreement:
             del self.calls[number]
             self._running_amount -= call.amount
             self._running -= 1
+
+    def withdraw(self, numbers: Iterable[int], room: int) -> list[Effect]:
+        """Charge nothing for these calls, as far as `room` micro-credits go: their client never got the answers.
+
+        A receipt without a cheque binds nobody, so those that charge them are signed anew: the same calls at the same places,
+        the freed ones with amount 0. Calls that are paid stay paid; unknown ones were never charged.
+        """
+        freed: list[int] = []
+        charged: list[int] = []
+        amount, slices = 0, set[int]()
+        for number in dict.fromkeys(numbers):
+            call = self.calls.get(number)
+            if call is None or call.position < 0:
+                if number < self._paid_floor or number in self._paid_set:
+                    charged.append(number)
+            elif call.amount > room - amount or self.phase is Phase.ENDED:
+                charged.append(number)
+            else:
+                freed.append(number)
+                amount += call.amount
+                if call.amount:
+                    slices.add(call.slice)
+                    self._free(call)
+        effects: list[Effect] = []
+        if slices:
+            effects.append(ReplaceReceipts(self._sign_again(slices), amount))
+        effects.append(AnswerWithdrawal(tuple(freed), tuple(charged)))
+        if self._is_up and freed:
+            effects += [SendReceipt(number) for number in self.unpaid]
+        return effects
+
+    def _free(self, call: SoldCall) -> None:
+        leaf = Leaf(call.number, call.input_hash, call.output_hash, b"", 0)
+        if call.slice == self._open.number:
+            self._open.leaves[call.position] = leaf
+            self._open.amount -= call.amount
+        else:
+            leaves = self.unpaid[call.slice].leaves
+            self.unpaid[call.slice].leaves = (*leaves[: call.position], leaf, *leaves[call.position + 1 :])
+        call.amount = 0
+
+    def _sign_again(self, slices: set[int]) -> tuple[SaveReceipt, ...]:
+        """Make the receipts of these slices, and all that follow one, from their leaves as they are now."""
+        again: list[SaveReceipt] = []
+        for number, signed in self.unpaid.items():
+            if number < min(slices):
+                continue
+            if not again:
+                self.total, self._last_receipt = signed.receipt.total - signed.receipt.amount, signed.receipt.previous
+            amount = sum(leaf.amount for leaf in signed.leaves)
+            self.total += amount
+            signed.receipt = msgspec.structs.replace(
+                signed.receipt, root=slice_root(signed.leaves), amount=amount, total=self.total, previous=self._last_receipt
+            )
+            signed.document = self._last_receipt = document_hash(encode(signed.receipt))
+            self._early.pop(number, None)
+            again.append(SaveReceipt(signed.receipt, signed.document, signed.leaves))
+        return tuple(again)
 
     @property
     def deadline(self) -> float:

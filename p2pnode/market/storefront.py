@@ -35,6 +35,7 @@ from p2pnode.wire.messages.market import (
     QuoteRequest,
     ResumeAgreement,
     SliceRequest,
+    WithdrawCalls,
 )
 from p2pnode.wire.messages.session import Done
 from p2pnode.work.service import WorkService
@@ -80,6 +81,7 @@ class Storefront:
         self._offer_basis: tuple[OfferFacts, MarketSettings] | None = None
         self._offering = trio.Lock()
         self._quiet = Bell()
+        self._writing_off = trio.Lock()
         # Orders being saved, by id: (client, slice amount). They count as credit in use already.
         self._ordering: dict[bytes, tuple[bytes, int]] = {}
         self._around = SaleSurroundings(
@@ -285,6 +287,19 @@ class Storefront:
         if sale is None:
             raise Refused(Reason.UNKNOWN_AGREEMENT, "no open agreement with this id")
         await sale.answer_leaves(message.slice, incoming)
+
+    async def answer_withdrawal(self, incoming: Any) -> None:
+        """Answer a WithdrawCalls."""
+        message: WithdrawCalls = incoming.message
+        sale = self._sale(incoming, message.agreement)
+        if sale is None:
+            raise Refused(Reason.UNKNOWN_AGREEMENT, "no open agreement with this id")
+        async with self._writing_off:  # one at a time: each has to see what the one before has used up
+            now_ms = self._environment.clock.wall_ms()
+            room = await self._environment.database.read(
+                lambda connection: ledger.write_off_room(connection, sale.terms.client, self.settings, now_ms)
+            )
+            await sale.withdraw(incoming, message.numbers, room)
 
     def _sale(self, incoming: Any, agreement_id: bytes) -> Sale | None:
         sale = self.sales.get(agreement_id)

@@ -231,6 +231,26 @@ def save_receipt(connection: sqlite3.Connection, row: ReceiptRow) -> bool:
     return True
 
 
+def replace_receipts(connection: sqlite3.Connection, rows: Iterable[ReceiptRow]) -> None:
+    """Put receipts that charge less in the places of those that have no cheque, to the last one, and set the total.
+
+    Raises LedgerError for one that is paid, that charges more, or whose total does not follow from the one before.
+    """
+    for row in rows:
+        agreement, known = get_agreement(connection, row.agreement), get_receipt(connection, row.agreement, row.slice)
+        before = get_receipt(connection, row.agreement, row.slice - 1) if row.slice else None
+        if agreement is None or known is None or row.slice < agreement.slices_paid or row.amount > known.amount:
+            raise LedgerError(f"the receipt for slice {row.slice} cannot be replaced by this one")
+        if row.total != (before.total if before else 0) + row.amount:
+            raise LedgerError(f"the receipt for slice {row.slice} does not follow the one before")
+        connection.execute(
+            "UPDATE receipts SET document = ?, root = ?, amount = ?, total = ? WHERE agreement = ? AND slice = ?",
+            (row.document, row.root, row.amount, row.total, row.agreement, row.slice),
+        )
+        if row.slice == agreement.slices - 1:
+            connection.execute("UPDATE agreements SET total = ? WHERE id = ?", (row.total, row.agreement))
+
+
 def save_cheque(connection: sqlite3.Connection, row: ChequeRow) -> int:
     """Keep the cheque for the next unpaid slice and give what it adds, micro-credits; 0 when it is there already.
 

@@ -267,6 +267,28 @@ class SliceRequest(Struct, frozen=True):
     slice: Count
 
 
+@message(70)
+class WithdrawCalls(Struct, frozen=True):
+    """Ask not to be charged for calls whose answers were lost with a connection, and that were made elsewhere since.
+
+    Answered by WithdrawnCalls. Whatever receipts without a cheque charge them are then signed anew and delivered again.
+    """
+
+    agreement: Hash32
+    numbers: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=4096)]
+
+
+@message(71)
+class WithdrawnCalls(Struct, frozen=True):
+    """What became of withdrawn calls. freed: executed, and charged nothing. charged: they stay charged.
+
+    All others were not executed, or are forgotten, and will not be charged.
+    """
+
+    freed: Annotated[tuple[Count, ...], Meta(max_length=4096)]
+    charged: Annotated[tuple[Count, ...], Meta(max_length=4096)]
+
+
 @message(59)
 class SliceReply(Struct, frozen=True):
     """The encoded LeafList of a slice follows as the attachment."""
