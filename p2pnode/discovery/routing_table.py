@@ -120,14 +120,15 @@ class RoutingTable:
             return entry.strikes > 0 and is_met
         place = place_of(contact.node_id)
         bucket = self._buckets.get((place ^ self._own).bit_length())
-        is_full = bucket is not None and len(bucket.entries) >= self._settings.bucket_size and not self.is_sibling(place)
-        if is_full and not is_met and len(bucket.replacements) >= self._settings.replacements_max:
+        if bucket is not None and (len(bucket.entries) < self._settings.bucket_size or self.is_sibling(place)):
+            bucket = None  # There is room.
+        if bucket is not None and not is_met and len(bucket.replacements) >= self._settings.replacements_max:
             return False
         verdict = self._verdict(contact)
         if verdict:
             self._reject(contact.node_id, verdict)
             return False
-        if not is_full:
+        if bucket is None:
             return True
         self._keep_replacement(bucket, contact, is_met)
         return False
