@@ -121,6 +121,7 @@ class DiscoveryService:
         self._metrics = metrics
         self._mdns_factory = mdns
         self._mdns: Mdns | None = None
+        self._monotonic = clock.monotonic
         self._clock_offset = clock.wall_ms() / 1000 - clock.monotonic()
         self._sleep = trio.CancelScope()
         self._wakes_at = -math.inf
@@ -228,7 +229,7 @@ class DiscoveryService:
 
     def now(self) -> float:
         """Give seconds of Unix time that never jump: the wall clock at the start plus what passed since."""
-        return self._environment.clock.monotonic() + self._clock_offset
+        return self._monotonic() + self._clock_offset
 
     async def _start_mdns(self, nursery: trio.Nursery) -> None:
         if self._mdns_factory is None:
