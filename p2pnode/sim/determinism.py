@@ -1,8 +1,9 @@
 """Makes one run of trio depend on nothing but its seed.
 
-Trio picks the order of tasks that are runnable at the same time by a generator of its own, and breaks ties of equal deadlines
-by memory addresses. Both are private; trio's version is pinned, and a test runs the same worlds in two processes with different
-hash seeds and compares their traces.
+Trio picks the order of tasks that are runnable at the same time by a generator of its own, breaks ties of equal deadlines by
+memory addresses, and keeps the tasks of a cancel scope in sets, so that a cancellation reaches them in the order of their
+addresses: what each does when it is told shows in the trace. All three are private; trio's version is pinned, and a test runs the
+same worlds in two processes with different hash seeds and compares their traces.
 """
 
 import gc
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from heapq import heappush
 from itertools import count
+from operator import attrgetter
 from threading import get_ident
 from typing import Any
 
@@ -32,6 +34,7 @@ def deterministic(seed: int) -> Iterator[None]:
 
     private: Any = scheduler
     former = private._ALLOW_DETERMINISTIC_SCHEDULING, private._r, private.Deadlines.add, trio.to_thread.run_sync
+    former_status = private.CancelStatus
     draws, own, ties = random.Random(seed), get_ident(), count()
 
     class Draws:
@@ -52,6 +55,7 @@ def deterministic(seed: int) -> Iterator[None]:
     private._ALLOW_DETERMINISTIC_SCHEDULING = True
     private._r = Draws()
     private.Deadlines.add = add
+    private.CancelStatus = _orderly(former_status)
     trio.to_thread.run_sync = run_sync  # type: ignore[assignment]
     thresholds = gc.get_threshold()
     gc.set_threshold(_YOUNG_OBJECTS, _COLLECTIONS, _COLLECTIONS)
@@ -59,4 +63,41 @@ def deterministic(seed: int) -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*thresholds)
+        private.CancelStatus = former_status
         private._ALLOW_DETERMINISTIC_SCHEDULING, private._r, private.Deadlines.add, trio.to_thread.run_sync = former
+
+
+def _orderly(cancel_status: Any) -> Any:
+    """Give a kind of trio's CancelStatus that tells its tasks of a cancellation from the oldest to the newest."""
+    serials = count(1)
+    by_age = attrgetter("_counter")
+
+    class OrderlyCancelStatus(cancel_status):  # type: ignore[misc]
+        __slots__ = ("serial",)
+
+        def __init__(self, **fields: Any) -> None:
+            self.serial = next(serials)
+            super().__init__(**fields)
+
+        def recalculate(self) -> None:
+            todo = [self]
+            while todo:
+                current = todo.pop()
+                scope = current._scope
+                is_parents = current.parent_cancellation_is_visible_to_us
+                is_cancelled = scope.cancel_called or is_parents
+                if is_cancelled == current.effectively_cancelled:
+                    continue
+                if scope._cancel_reason is None and is_parents:
+                    scope._cancel_reason = current._parent._scope._cancel_reason
+                current.effectively_cancelled = is_cancelled
+                if is_cancelled:
+                    for task in sorted(current._tasks, key=by_age):
+                        task._attempt_delivery_of_any_pending_cancel()
+                todo.extend(sorted(current._children, key=_serial, reverse=True))
+
+    return OrderlyCancelStatus
+
+
+def _serial(status: Any) -> int:
+    return getattr(status, "serial", 0)  # those of loops in other threads may have none

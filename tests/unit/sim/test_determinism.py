@@ -77,3 +77,30 @@ def test_a_simulated_world_has_no_threads():
 
     with deterministic(1):
         trio.run(main)
+
+
+def test_a_cancellation_reaches_the_oldest_task_first_whatever_its_address():
+    """Half of the tasks wait in the cancelled scope itself, the others each in a scope of its own below it."""
+
+    async def main() -> list[int]:
+        order: list[int] = []
+
+        async def wait(number: int) -> None:
+            def abort(_: object) -> trio.lowlevel.Abort:
+                order.append(number)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            if number % 2:
+                await trio.lowlevel.wait_task_rescheduled(abort)
+            with trio.CancelScope():
+                await trio.lowlevel.wait_task_rescheduled(abort)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(wait, number)
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        return order
+
+    with deterministic(1):
+        assert trio.run(main) == [*range(1, 60, 2), *range(0, 60, 2)]
