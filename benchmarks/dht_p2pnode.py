@@ -15,7 +15,7 @@ import trio
 from dht_trial import serve
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.records import open_record, record_key
+from p2pnode.discovery.records.record import open_record, record_key
 from p2pnode.errors import P2PNodeError
 from p2pnode.metrics import Metrics
 from p2pnode.node.config import load_config, with_settings

@@ -39,8 +39,10 @@ MAY_WAIT_FILES |= {"suppliers.py", "sessions.py", "map_runs.py", "recalls.py", "
 MAY_WAIT_FILES |= {"bell.py", "buying.py", "payments.py", "way_back.py", "selling.py", "storefront.py", "purchasing.py"}
 MAY_WAIT_FILES |= {"model_transfer.py", "withdrawals.py", "advertising.py", "finding.py"}
 # Discovery on the real transport: dials, timers and nurseries; the machines they drive stay pure.
-MAY_WAIT_FILES |= {"asker.py", "dht_service.py", "dial_back.py", "gossip_service.py", "introductions.py", "link_keeper.py"}
+MAY_WAIT_FILES |= {"asker.py", "dial_back.py", "introductions.py", "link_keeper.py"}
 MAY_WAIT_FILES |= {"own_records.py"}
+# Rooms inside discovery; the files that wire them together stand above all of them.
+DISCOVERY_ROOMS = {"addresses": 0, "diversity": 0, "settings": 0, "records": 1, "dht": 2, "peers": 2, "gossip": 3}
 MACHINE_MODULES = {"trio", "socket", "subprocess", "threading", "aiosqlite", "zeroconf", "select", "asyncio"}
 
 
@@ -85,6 +87,16 @@ def test_imports_go_down(path: Path) -> None:
         target = _layer(parts[1])
         assert target is not None, f"{path}:{line} imports {name}, which is in no layer"
         assert target < layer, f"{path}:{line} imports {name} (layer {target}) from layer {layer}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "discovery").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_between_the_rooms_of_discovery_go_down(path: Path) -> None:
+    here = _unit(path.relative_to(PACKAGE / "discovery").parts)
+    for line, name in _imports(path):
+        if name.startswith("p2pnode.discovery."):
+            room = name.split(".")[2]
+            if here in DISCOVERY_ROOMS and room != here:
+                assert DISCOVERY_ROOMS.get(room, 4) < DISCOVERY_ROOMS[here], f"{path}:{line} imports {name} from {here}"
 
 
 @pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

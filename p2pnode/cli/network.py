@@ -110,7 +110,7 @@ def join(
     import time
 
     from p2pnode.cli.exit_codes import ExitCode
-    from p2pnode.discovery.invitations import check_invitation, parse_link
+    from p2pnode.discovery.peers.invitations import check_invitation, parse_link
     from p2pnode.ids import NodeId
     from p2pnode.node.config import load_config, set_setting
 

@@ -1,1 +1,1 @@
-"""Who is where: the peer book, mDNS on the local network, and links kept to known peers. Imports layers 0 to 3 only."""
+"""Who is where: the hash table, links to peers, mDNS on the local network, the gossip of offers. Imports layers 0 to 3 only."""

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from p2pnode.discovery.dht_service import CONTACT_ADDRESSES_MAX, contact_of
-from p2pnode.discovery.kademlia import Kademlia
-from p2pnode.discovery.peer_book import PeerBook
-from p2pnode.discovery.roles import Candidate
+from p2pnode.discovery.dht.kademlia import Kademlia
+from p2pnode.discovery.dht.service import CONTACT_ADDRESSES_MAX, contact_of
+from p2pnode.discovery.peers.book import PeerBook
+from p2pnode.discovery.peers.roles import Candidate
 from p2pnode.ids import NodeId
 from p2pnode.transport.service import TransportService
 from p2pnode.wire.messages.discovery import Contact

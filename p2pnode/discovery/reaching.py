@@ -3,9 +3,9 @@
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from p2pnode.discovery.address_record import address_key, decode_addresses
-from p2pnode.discovery.asks import LookupOutcome
-from p2pnode.discovery.records import open_record
+from p2pnode.discovery.dht.asks import LookupOutcome
+from p2pnode.discovery.records.address_record import address_key, decode_addresses
+from p2pnode.discovery.records.record import open_record
 from p2pnode.errors import PeerError, Unreachable
 from p2pnode.ids import NodeId, short
 from p2pnode.transport.link import Link

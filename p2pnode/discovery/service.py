@@ -1,6 +1,6 @@
 """Finds peers, keeps the links worth keeping, and answers who is where: the discovery of record, wired together.
 
-Sources of peers are mDNS, the owner's lists, the book on disk and the hash table. Pure machines decide (`peer_book`, `links`,
+Sources of peers are mDNS, the owner's lists, the book on disk and the hash table. Pure machines decide (`peers.book`, `links`,
 `kademlia`, `roles`, `gossip`); the services below this one give them links and answers; this one holds the timer they share.
 """
 
@@ -12,28 +12,28 @@ from typing import Any, Final, Protocol
 import trio
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.address_record import ADDRESS_SALT, encode_addresses
-from p2pnode.discovery.asker import Asker
-from p2pnode.discovery.asks import LookupOutcome
-from p2pnode.discovery.dht_service import CONTACT_ADDRESSES_MAX, DhtService, contact_of
-from p2pnode.discovery.dht_service import REQUESTS as DHT_REQUESTS
-from p2pnode.discovery.dial_back import DialBackService
-from p2pnode.discovery.gossip import REQUESTS as GOSSIP_REQUESTS
-from p2pnode.discovery.gossip import OfferGossip
-from p2pnode.discovery.gossip_events import Compare
-from p2pnode.discovery.gossip_items import Check
-from p2pnode.discovery.gossip_service import GossipService
-from p2pnode.discovery.gossip_settings import GossipSettings
-from p2pnode.discovery.introductions import Introductions
+from p2pnode.discovery.dht.asker import Asker
+from p2pnode.discovery.dht.asks import LookupOutcome
+from p2pnode.discovery.dht.own_records import OwnRecords
+from p2pnode.discovery.dht.publishing import Publication
+from p2pnode.discovery.dht.service import CONTACT_ADDRESSES_MAX, DhtService, contact_of
+from p2pnode.discovery.dht.service import REQUESTS as DHT_REQUESTS
+from p2pnode.discovery.gossip.events import Compare
+from p2pnode.discovery.gossip.gossip import REQUESTS as GOSSIP_REQUESTS
+from p2pnode.discovery.gossip.gossip import OfferGossip
+from p2pnode.discovery.gossip.items import Check
+from p2pnode.discovery.gossip.service import GossipService
+from p2pnode.discovery.gossip.settings import GossipSettings
 from p2pnode.discovery.known_peers import KnownPeers
-from p2pnode.discovery.link_keeper import LinkKeeper
-from p2pnode.discovery.mdns import Announcement, MdnsService, Sighting, reachable_addresses
-from p2pnode.discovery.own_records import OwnRecords
-from p2pnode.discovery.peer_entry import SOURCE_BOOTSTRAP, SOURCE_MDNS, SOURCE_STATIC, Heard
-from p2pnode.discovery.peer_view import PeerView, view_of
-from p2pnode.discovery.publishing import Publication
+from p2pnode.discovery.peers.dial_back import DialBackService
+from p2pnode.discovery.peers.entry import SOURCE_BOOTSTRAP, SOURCE_MDNS, SOURCE_STATIC, Heard
+from p2pnode.discovery.peers.introductions import Introductions
+from p2pnode.discovery.peers.link_keeper import LinkKeeper
+from p2pnode.discovery.peers.mdns import Announcement, MdnsService, Sighting, reachable_addresses
+from p2pnode.discovery.peers.roles import Roles, RoleSettings
+from p2pnode.discovery.peers.view import PeerView, view_of
 from p2pnode.discovery.reaching import Reaching
-from p2pnode.discovery.roles import Roles, RoleSettings
+from p2pnode.discovery.records.address_record import ADDRESS_SALT, encode_addresses
 from p2pnode.discovery.settings import DiscoverySettings, KademliaSettings
 from p2pnode.environment import Environment
 from p2pnode.ids import NodeId

@@ -12,8 +12,8 @@ from typing import Final
 import trio
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.gossip_events import Arrived, Gone, Republish, Suspect
-from p2pnode.discovery.gossip_items import Kind
+from p2pnode.discovery.gossip.events import Arrived, Gone, Republish, Suspect
+from p2pnode.discovery.gossip.items import Kind
 from p2pnode.environment import Environment
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.market import records

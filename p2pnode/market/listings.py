@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.crypto.keys import Identity, check_puzzle, node_id_of
-from p2pnode.discovery.gossip_items import SEQUENCE_MAX, Item, Kind, make_item
+from p2pnode.discovery.gossip.items import SEQUENCE_MAX, Item, Kind, make_item
 from p2pnode.errors import ProtocolViolation
 from p2pnode.market.offers import CLOCK_SKEW_MS, OFFER_LIFE_MS_MAX
 from p2pnode.reasons import Reason

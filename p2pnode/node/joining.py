@@ -5,7 +5,7 @@ from typing import Any, Final
 import trio
 
 from p2pnode.discovery.addresses import check_usable, is_global
-from p2pnode.discovery.invitations import check_invitation, make_link, parse_link
+from p2pnode.discovery.peers.invitations import check_invitation, make_link, parse_link
 from p2pnode.errors import ConfigError, PeerError
 from p2pnode.ids import NODE, NodeId, node_text, parse_id
 from p2pnode.node.node import Node

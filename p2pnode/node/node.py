@@ -14,8 +14,8 @@ import trio
 
 from p2pnode import __version__
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.dht_service import LOOKUPS
-from p2pnode.discovery.mdns import MdnsService
+from p2pnode.discovery.dht.service import LOOKUPS
+from p2pnode.discovery.peers.mdns import MdnsService
 from p2pnode.discovery.service import REQUESTS as DISCOVERY_REQUESTS
 from p2pnode.discovery.service import DiscoveryService, MdnsFactory
 from p2pnode.environment import Environment

@@ -5,7 +5,7 @@ rest of the node knows of a provider.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from p2pnode.discovery.gossip_events import Arrived, Gone, Republish, Suspect
+from p2pnode.discovery.gossip.events import Arrived, Gone, Republish, Suspect
 from p2pnode.market.query import Fields
 
 if TYPE_CHECKING:

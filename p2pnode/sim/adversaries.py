@@ -11,7 +11,7 @@ from typing import Final
 
 from p2pnode.crypto.hashing import document_hash
 from p2pnode.crypto.keys import node_id_of
-from p2pnode.discovery.records import record_key
+from p2pnode.discovery.records.record import record_key
 from p2pnode.sim.chance import Random, seeded
 from p2pnode.sim.driver import Driver, NodeOptions
 from p2pnode.wire.codec import decode

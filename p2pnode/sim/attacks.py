@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from p2pnode.discovery.records import record_key
+from p2pnode.discovery.records.record import record_key
 from p2pnode.errors import InputError
 from p2pnode.sim.adversaries import GROUND, KINDS, Attackers, plan
 from p2pnode.sim.chance import seeded

@@ -11,15 +11,15 @@ from typing import Final
 
 from p2pnode.crypto.hashing import blake3_256
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.asks import Answered, Ask, Effect, Ended, Failed, LookupOutcome, NeedContacts
-from p2pnode.discovery.gossip_settings import GossipSettings
-from p2pnode.discovery.kademlia import Kademlia
-from p2pnode.discovery.providers import ProviderSettings, ProviderStore
-from p2pnode.discovery.publishing import Publication
-from p2pnode.discovery.record_checks import GuardSettings, RecordChecker, SignatureGuard
-from p2pnode.discovery.records import RecordSettings, RecordStore, parse_record, record_key
-from p2pnode.discovery.republishing import Effect as RecordEffect
-from p2pnode.discovery.republishing import PublishRecord, SaveRecord
+from p2pnode.discovery.dht.asks import Answered, Ask, Effect, Ended, Failed, LookupOutcome, NeedContacts
+from p2pnode.discovery.dht.kademlia import Kademlia
+from p2pnode.discovery.dht.publishing import Publication
+from p2pnode.discovery.dht.republishing import Effect as RecordEffect
+from p2pnode.discovery.dht.republishing import PublishRecord, SaveRecord
+from p2pnode.discovery.gossip.settings import GossipSettings
+from p2pnode.discovery.records.checks import GuardSettings, RecordChecker, SignatureGuard
+from p2pnode.discovery.records.providers import ProviderSettings, ProviderStore
+from p2pnode.discovery.records.record import RecordSettings, RecordStore, parse_record, record_key
 from p2pnode.discovery.settings import KademliaSettings
 from p2pnode.errors import ConfigError, PeerError, ProtocolViolation, Refused
 from p2pnode.reasons import Reason

@@ -7,8 +7,7 @@ signing costs is measured elsewhere. Everything a machine says is sent over the 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from p2pnode.discovery.gossip import OfferGossip
-from p2pnode.discovery.gossip_events import (
+from p2pnode.discovery.gossip.events import (
     Compare,
     Connect,
     Effect,
@@ -23,8 +22,9 @@ from p2pnode.discovery.gossip_events import (
     Suspect,
     Tell,
 )
-from p2pnode.discovery.gossip_items import Kind
-from p2pnode.discovery.gossip_settings import GossipSettings
+from p2pnode.discovery.gossip.gossip import OfferGossip
+from p2pnode.discovery.gossip.items import Kind
+from p2pnode.discovery.gossip.settings import GossipSettings
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.reasons import Reason
 from p2pnode.sim.fast_network import REFUSAL_BYTES, FastNetwork

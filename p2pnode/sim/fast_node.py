@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.asks import Effect
-from p2pnode.discovery.gossip import OfferGossip
-from p2pnode.discovery.kademlia import Kademlia
-from p2pnode.discovery.records import make_record
-from p2pnode.discovery.republishing import RepublishSchedule, RepublishSettings
+from p2pnode.discovery.dht.asks import Effect
+from p2pnode.discovery.dht.kademlia import Kademlia
+from p2pnode.discovery.dht.republishing import RepublishSchedule, RepublishSettings
+from p2pnode.discovery.gossip.gossip import OfferGossip
+from p2pnode.discovery.records.record import make_record
 from p2pnode.sim.driver import NodeOptions
 from p2pnode.store.records import OwnRecordRow
 from p2pnode.wire.messages.discovery import Contact, Record

@@ -12,8 +12,7 @@ from hashlib import blake2b
 from typing import Final
 
 from p2pnode.crypto.noise import TAG_SIZE
-from p2pnode.discovery.gossip import OfferGossip
-from p2pnode.discovery.gossip_events import (
+from p2pnode.discovery.gossip.events import (
     Arrived,
     Connect,
     Disconnect,
@@ -31,8 +30,9 @@ from p2pnode.discovery.gossip_events import (
     Tell,
     Violated,
 )  # fmt: skip
-from p2pnode.discovery.gossip_items import Check, Item, Kind, make_item
-from p2pnode.discovery.gossip_settings import GossipSettings
+from p2pnode.discovery.gossip.gossip import OfferGossip
+from p2pnode.discovery.gossip.items import Check, Item, Kind, make_item
+from p2pnode.discovery.gossip.settings import GossipSettings
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.reasons import Reason
 from p2pnode.sim.chance import seeded

@@ -4,7 +4,7 @@ import resource
 from collections.abc import Callable
 from typing import Any, Final
 
-from p2pnode.discovery.topics import topic
+from p2pnode.discovery.gossip.topics import topic
 from p2pnode.sim.chance import seeded
 from p2pnode.sim.measures import Measures
 from p2pnode.sim.scenario import Case, Step

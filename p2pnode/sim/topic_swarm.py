@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
 
-from p2pnode.discovery.gossip_events import Connect, Effect, Failed, Found, LinkUp, NotReached, Replied, Tell, Violated
-from p2pnode.discovery.gossip_items import Kind
-from p2pnode.discovery.registrar import Registrar, RegistrarSettings
-from p2pnode.discovery.topics import TopicAdverts
+from p2pnode.discovery.gossip.events import Connect, Effect, Failed, Found, LinkUp, NotReached, Replied, Tell, Violated
+from p2pnode.discovery.gossip.items import Kind
+from p2pnode.discovery.gossip.registrar import Registrar, RegistrarSettings
+from p2pnode.discovery.gossip.topics import TopicAdverts
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.sim.chance import seeded
 from p2pnode.sim.gossip_swarm import MESSAGE_OVERHEAD, plain_check, plain_document

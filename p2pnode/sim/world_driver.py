@@ -17,11 +17,11 @@ import trio
 
 from p2pnode.crypto.hashing import blake3_256
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.asks import LookupOutcome
-from p2pnode.discovery.gossip import OfferGossip
-from p2pnode.discovery.gossip_events import Republish
-from p2pnode.discovery.gossip_items import Kind
-from p2pnode.discovery.records import parse_record, record_key
+from p2pnode.discovery.dht.asks import LookupOutcome
+from p2pnode.discovery.gossip.events import Republish
+from p2pnode.discovery.gossip.gossip import OfferGossip
+from p2pnode.discovery.gossip.items import Kind
+from p2pnode.discovery.records.record import parse_record, record_key
 from p2pnode.errors import ConfigError, InputError, P2PNodeError, PeerError, Refused, WorkError
 from p2pnode.ids import NodeId
 from p2pnode.jobs.spec import JobSpec, Terms

@@ -12,8 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from p2pnode.discovery.gossip import OfferGossip
-from p2pnode.discovery.gossip_events import (
+from p2pnode.discovery.gossip.events import (
     Arrived,
     Connect,
     Failed,
@@ -26,8 +25,9 @@ from p2pnode.discovery.gossip_events import (
     Suspect,
     Tell,
 )
-from p2pnode.discovery.gossip_items import Kind, make_item
-from p2pnode.discovery.gossip_settings import GossipSettings
+from p2pnode.discovery.gossip.gossip import OfferGossip
+from p2pnode.discovery.gossip.items import Kind, make_item
+from p2pnode.discovery.gossip.settings import GossipSettings
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.reasons import Reason
 from p2pnode.wire.messages.discovery import Contact

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from p2pnode.discovery.lookup import ANSWERED, CANDIDATES_MAX, GROUP_CANDIDATES_MAX, Lookup
-from p2pnode.discovery.records import CheckedRecord
+from p2pnode.discovery.dht.lookup import ANSWERED, CANDIDATES_MAX, GROUP_CANDIDATES_MAX, Lookup
+from p2pnode.discovery.records.record import CheckedRecord
 from p2pnode.discovery.settings import KademliaSettings
 from p2pnode.wire.messages.discovery import CONTACTS_MAX, Contact
 

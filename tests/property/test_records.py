@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from p2pnode.crypto.keys import Identity
 from p2pnode.discovery.diversity import group_of
-from p2pnode.discovery.record_checks import GuardSettings, RecordChecker, SignatureGuard
-from p2pnode.discovery.records import RecordSettings, RecordStore, make_record, open_record, record_key
+from p2pnode.discovery.records.checks import GuardSettings, RecordChecker, SignatureGuard
+from p2pnode.discovery.records.record import RecordSettings, RecordStore, make_record, open_record, record_key
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.reasons import Reason
 from p2pnode.wire.envelope import decode_envelope, encode_envelope

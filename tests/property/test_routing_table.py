@@ -5,8 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
+from p2pnode.discovery.dht.routing_table import CLIENT, RoutingTable, place_of
 from p2pnode.discovery.diversity import contact_group
-from p2pnode.discovery.routing_table import CLIENT, RoutingTable, place_of
 from p2pnode.discovery.settings import KademliaSettings
 from p2pnode.wire.messages.discovery import Contact
 

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from p2pnode.discovery.records import open_record, record_key
+from p2pnode.discovery.records.record import open_record, record_key
 from p2pnode.sim.options import WorldOptions
 from p2pnode.sim.world import run_world
 

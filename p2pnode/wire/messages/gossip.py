@@ -1,7 +1,7 @@
 """What is spread from neighbour to neighbour: signed documents about offers, and the requests that carry them.
 
 Most of these travel all the time, so a field that holds its default is left out of the bytes, and lists of short ids and
-fingerprints are packed into one byte string each; `discovery/gossip_items.py` packs and unpacks them.
+fingerprints are packed into one byte string each; `discovery/gossip/items.py` packs and unpacks them.
 """
 
 from typing import Annotated

@@ -4,8 +4,8 @@ import msgpack
 import pytest
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.address_record import ADDRESS_SALT, address_key, decode_addresses, encode_addresses
-from p2pnode.discovery.records import make_record, open_record
+from p2pnode.discovery.records.address_record import ADDRESS_SALT, address_key, decode_addresses, encode_addresses
+from p2pnode.discovery.records.record import make_record, open_record
 from p2pnode.errors import ProtocolViolation
 from p2pnode.reasons import Reason
 from p2pnode.wire.messages.discovery import Contact, Record

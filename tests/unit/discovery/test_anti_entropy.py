@@ -2,9 +2,9 @@
 
 import pytest
 
-from p2pnode.discovery.anti_entropy import QUESTIONS_MAX, Answering, Comparison
-from p2pnode.discovery.gossip_items import ItemStore, Kind, make_item
-from p2pnode.discovery.gossip_settings import GossipSettings
+from p2pnode.discovery.gossip.anti_entropy import QUESTIONS_MAX, Answering, Comparison
+from p2pnode.discovery.gossip.items import ItemStore, Kind, make_item
+from p2pnode.discovery.gossip.settings import GossipSettings
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.reasons import Reason
 from p2pnode.wire.codec import encode

@@ -5,7 +5,7 @@ import math
 import pytest
 import trio
 
-from p2pnode.discovery.asker import ASKS_MAX, Answer, Asker
+from p2pnode.discovery.dht.asker import ASKS_MAX, Answer, Asker
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
 from p2pnode.sim.network import MemoryNetwork

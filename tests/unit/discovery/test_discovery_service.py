@@ -5,7 +5,7 @@ import trio
 
 from p2pnode.crypto.keys import Identity
 from p2pnode.discovery.addresses import claimed_addresses, parse_static_peer
-from p2pnode.discovery.mdns import MdnsStatus, Sighting
+from p2pnode.discovery.peers.mdns import MdnsStatus, Sighting
 from p2pnode.errors import ConfigError
 from p2pnode.ids import node_text
 from p2pnode.reasons import Reason

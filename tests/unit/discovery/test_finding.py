@@ -4,8 +4,8 @@ import pytest
 import trio
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.address_record import address_key, decode_addresses
-from p2pnode.discovery.records import open_record, record_key
+from p2pnode.discovery.records.address_record import address_key, decode_addresses
+from p2pnode.discovery.records.record import open_record, record_key
 from p2pnode.errors import Refused, Unreachable
 from p2pnode.ids import NodeId
 from p2pnode.reasons import Reason

@@ -2,10 +2,10 @@
 
 import pytest
 
-from p2pnode.discovery.gossip import OfferGossip
-from p2pnode.discovery.gossip_events import Arrived, Compare, Failed, Learned, LinkUp, Replied, Republish, Tell, Violated
-from p2pnode.discovery.gossip_items import Kind
-from p2pnode.discovery.gossip_settings import GossipSettings
+from p2pnode.discovery.gossip.events import Arrived, Compare, Failed, Learned, LinkUp, Replied, Republish, Tell, Violated
+from p2pnode.discovery.gossip.gossip import OfferGossip
+from p2pnode.discovery.gossip.items import Kind
+from p2pnode.discovery.gossip.settings import GossipSettings
 from p2pnode.errors import Refused
 from p2pnode.reasons import Reason
 from p2pnode.sim.gossip_swarm import GossipSwarm, plain_check, plain_document

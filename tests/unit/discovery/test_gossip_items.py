@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from p2pnode.discovery.gossip_items import BUCKETS, ItemStore, Kind, Outcome, make_item, split_entries, split_prefixes
-from p2pnode.discovery.gossip_settings import GossipSettings
+from p2pnode.discovery.gossip.items import BUCKETS, ItemStore, Kind, Outcome, make_item, split_entries, split_prefixes
+from p2pnode.discovery.gossip.settings import GossipSettings
 
 NOW = 1_790_000_000.0
 SETTINGS = GossipSettings(offers_max=4, voices_max=3)

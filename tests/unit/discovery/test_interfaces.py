@@ -2,7 +2,7 @@
 
 import pytest
 
-from p2pnode.discovery.interfaces import Adapter, choose_interfaces
+from p2pnode.discovery.peers.interfaces import Adapter, choose_interfaces
 from p2pnode.discovery.settings import DiscoverySettings
 from p2pnode.errors import ConfigError
 

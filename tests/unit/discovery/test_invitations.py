@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.discovery.invitations import Invitation, check_invitation, make_link, parse_link
+from p2pnode.discovery.peers.invitations import Invitation, check_invitation, make_link, parse_link
 from p2pnode.errors import ConfigError, InputError
 from p2pnode.ids import NodeId, node_text
 
@@ -78,7 +78,7 @@ def test_a_well_made_link_with_bad_contents_is_refused(changes, words):
 
     import msgspec
 
-    from p2pnode.discovery.invitations import SCHEME, _checksum
+    from p2pnode.discovery.peers.invitations import SCHEME, _checksum
 
     said = {"version": 1, "node_id": ALICE, "addresses": ADDRESSES, "network": "main", "expires_ms": 0, **changes}
     body = msgspec.msgpack.encode(said)

@@ -6,13 +6,13 @@ import random
 import pytest
 
 from p2pnode.crypto.keys import Identity, check_puzzle
-from p2pnode.discovery import routing_table
-from p2pnode.discovery.kademlia import PUSHES_MAX, Answered, Ask, Ended, Failed, Kademlia, Met, NeedContacts
-from p2pnode.discovery.record_checks import GuardSettings, RecordChecker, SignatureGuard
-from p2pnode.discovery.records import RecordSettings, RecordStore, make_record
-from p2pnode.discovery.routing_table import place_of
+from p2pnode.discovery.dht import routing_table
+from p2pnode.discovery.dht.kademlia import PUSHES_MAX, Answered, Ask, Ended, Failed, Kademlia, Met, NeedContacts
+from p2pnode.discovery.dht.routing_table import place_of
+from p2pnode.discovery.dht.upkeep import CHECK_JITTER_SECONDS, CHECKS_IN_FLIGHT_MAX, CHECKS_MAX, NEED_SECONDS, STALE_SECONDS
+from p2pnode.discovery.records.checks import GuardSettings, RecordChecker, SignatureGuard
+from p2pnode.discovery.records.record import RecordSettings, RecordStore, make_record
 from p2pnode.discovery.settings import KademliaSettings
-from p2pnode.discovery.upkeep import CHECK_JITTER_SECONDS, CHECKS_IN_FLIGHT_MAX, CHECKS_MAX, NEED_SECONDS, STALE_SECONDS
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.reasons import Reason
 from p2pnode.wire.messages.discovery import (

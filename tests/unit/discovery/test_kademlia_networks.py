@@ -9,9 +9,9 @@ import random
 
 import pytest
 
-from p2pnode.discovery.kademlia import Answered, Ask, Ended, Failed, Kademlia, Met
-from p2pnode.discovery.records import CheckedRecord, RecordSettings, RecordStore
-from p2pnode.discovery.routing_table import SILENT, place_of
+from p2pnode.discovery.dht.kademlia import Answered, Ask, Ended, Failed, Kademlia, Met
+from p2pnode.discovery.dht.routing_table import SILENT, place_of
+from p2pnode.discovery.records.record import CheckedRecord, RecordSettings, RecordStore
 from p2pnode.discovery.settings import KademliaSettings
 from p2pnode.wire.messages.discovery import Closest, Contact, FindNode, FoundRecord, StoreRecord
 from p2pnode.wire.messages.session import Done

@@ -1,6 +1,6 @@
 """Which links are kept: every reason has its bound, and anchors are chosen so that an attacker cannot hand them out."""
 
-from p2pnode.discovery.links import ANCHOR_AGE_SECONDS, AnchorCandidate, LinkPlan, Why
+from p2pnode.discovery.peers.links import ANCHOR_AGE_SECONDS, AnchorCandidate, LinkPlan, Why
 from p2pnode.ids import NodeId
 
 

@@ -2,7 +2,7 @@
 
 from math import inf
 
-from p2pnode.discovery.lookup import (
+from p2pnode.discovery.dht.lookup import (
     CANDIDATES_MAX,
     DEAD_REFERRALS_MAX,
     GROUP_CANDIDATES_MAX,
@@ -10,8 +10,8 @@ from p2pnode.discovery.lookup import (
     SHORE_ASKS,
     Lookup,
 )
-from p2pnode.discovery.network_size import OWN_ID_WEIGHT, NetworkSize, radius_for, size_from
-from p2pnode.discovery.records import CheckedRecord
+from p2pnode.discovery.dht.network_size import OWN_ID_WEIGHT, NetworkSize, radius_for, size_from
+from p2pnode.discovery.records.record import CheckedRecord
 from p2pnode.discovery.settings import KademliaSettings
 from p2pnode.wire.messages.discovery import Contact
 

@@ -5,8 +5,8 @@ import ipaddress
 import pytest
 import trio
 
-from p2pnode.discovery.interfaces import Adapter, Choice
-from p2pnode.discovery.mdns import Announcement, MdnsService, Sighting, system_adapters
+from p2pnode.discovery.peers.interfaces import Adapter, Choice
+from p2pnode.discovery.peers.mdns import Announcement, MdnsService, Sighting, system_adapters
 from p2pnode.discovery.settings import DiscoverySettings
 from p2pnode.ids import NodeId, node_text
 from p2pnode.metrics import Metrics

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 
-from p2pnode.discovery.gossip_items import ItemStore, Kind, make_item
-from p2pnode.discovery.gossip_settings import GossipSettings
-from p2pnode.discovery.monitoring import Accuse, Attend, Monitoring, Roll, Try
+from p2pnode.discovery.gossip.items import ItemStore, Kind, make_item
+from p2pnode.discovery.gossip.monitoring import Accuse, Attend, Monitoring, Roll, Try
+from p2pnode.discovery.gossip.settings import GossipSettings
 
 NOW = 1_790_000_000.0
 SETTINGS = GossipSettings()

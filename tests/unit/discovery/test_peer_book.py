@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.discovery.links import LinkPlan, Why
-from p2pnode.discovery.peer_book import (
+from p2pnode.discovery.peers.book import (
     Dial,
     DialFailed,
     Disconnect,
@@ -19,6 +18,7 @@ from p2pnode.discovery.peer_book import (
     PeerBook,
     Save,
 )  # fmt: skip
+from p2pnode.discovery.peers.links import LinkPlan, Why
 from p2pnode.discovery.settings import DiscoverySettings
 from p2pnode.ids import NodeId
 from p2pnode.reasons import Reason

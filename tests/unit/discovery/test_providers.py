@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from p2pnode.discovery.providers import ProviderSettings, ProviderStore
+from p2pnode.discovery.records.providers import ProviderSettings, ProviderStore
 from p2pnode.errors import Refused
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason

@@ -2,7 +2,7 @@
 
 import pytest
 
-from p2pnode.discovery.publishing import PASSING, PublishMachine, PublishSettings, acks_needed
+from p2pnode.discovery.dht.publishing import PASSING, PublishMachine, PublishSettings, acks_needed
 from p2pnode.reasons import Reason
 from p2pnode.wire.messages.discovery import Contact
 

@@ -3,9 +3,9 @@
 import pytest
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery import record_checks
-from p2pnode.discovery.record_checks import GuardSettings, RecordChecker, SignatureGuard
-from p2pnode.discovery.records import RecordSettings, RecordStore, make_record, open_record
+from p2pnode.discovery.records import checks as record_checks
+from p2pnode.discovery.records.checks import GuardSettings, RecordChecker, SignatureGuard
+from p2pnode.discovery.records.record import RecordSettings, RecordStore, make_record, open_record
 from p2pnode.errors import ProtocolViolation, Refused
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason

@@ -8,8 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery import records
-from p2pnode.discovery.records import (
+from p2pnode.discovery.records import record as records
+from p2pnode.discovery.records.record import (
     CheckedRecord,
     PutRates,
     RecordSettings,

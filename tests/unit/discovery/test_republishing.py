@@ -2,8 +2,8 @@
 
 import pytest
 
-from p2pnode.discovery.publishing import Publication
-from p2pnode.discovery.republishing import ForgetRecord, PublishRecord, RepublishSchedule, RepublishSettings, SaveRecord
+from p2pnode.discovery.dht.publishing import Publication
+from p2pnode.discovery.dht.republishing import ForgetRecord, PublishRecord, RepublishSchedule, RepublishSettings, SaveRecord
 from p2pnode.errors import InputError
 from p2pnode.reasons import Reason
 from p2pnode.store.database import memory

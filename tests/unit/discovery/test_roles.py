@@ -2,7 +2,7 @@
 
 import pytest
 
-from p2pnode.discovery.roles import (
+from p2pnode.discovery.peers.roles import (
     AGAIN_SECONDS,
     REACHED,
     REFUSED,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from p2pnode.discovery import routing_table
-from p2pnode.discovery.routing_table import RoutingTable, place_of
+from p2pnode.discovery.dht import routing_table
+from p2pnode.discovery.dht.routing_table import RoutingTable, place_of
 from p2pnode.discovery.settings import KademliaSettings
 from p2pnode.wire.messages.discovery import Contact
 

@@ -1,6 +1,6 @@
 """A network of a few dozen: the estimate of its size may not say fewer than have answered."""
 
-from p2pnode.discovery.kademlia import Kademlia
+from p2pnode.discovery.dht.kademlia import Kademlia
 from p2pnode.discovery.settings import KademliaSettings
 from p2pnode.wire.messages.discovery import Contact
 

@@ -1,8 +1,8 @@
 """News between neighbours: a tree that prunes itself, and entries that repair it."""
 
-from p2pnode.discovery.gossip_items import Kind, make_item
-from p2pnode.discovery.gossip_settings import GossipSettings
-from p2pnode.discovery.spreading import Spreading
+from p2pnode.discovery.gossip.items import Kind, make_item
+from p2pnode.discovery.gossip.settings import GossipSettings
+from p2pnode.discovery.gossip.spreading import Spreading
 from p2pnode.wire.messages.gossip import DOCUMENTS_MAX, Announce
 
 NOW = 1000.0

@@ -2,9 +2,9 @@
 
 import pytest
 
-from p2pnode.discovery.gossip_items import Kind
-from p2pnode.discovery.registrar import Registrar, RegistrarSettings
-from p2pnode.discovery.topics import ENOUGH, TOPICS_MAX, bucket_of, topic, topic_labels
+from p2pnode.discovery.gossip.items import Kind
+from p2pnode.discovery.gossip.registrar import Registrar, RegistrarSettings
+from p2pnode.discovery.gossip.topics import ENOUGH, TOPICS_MAX, bucket_of, topic, topic_labels
 from p2pnode.errors import ProtocolViolation
 from p2pnode.sim.gossip_swarm import plain_check, plain_document
 from p2pnode.sim.topic_swarm import TopicSwarm

@@ -1,8 +1,8 @@
 """Who a node gossips with: small symmetric views that repair themselves and that nobody can fill cheaply."""
 
-from p2pnode.discovery.gossip_events import Connect, Disconnect
-from p2pnode.discovery.gossip_settings import GossipSettings
-from p2pnode.discovery.views import AGAIN_SECONDS, JOIN, LEAVE, SHUFFLE, URGENT, Joined, Left, Views, Wish
+from p2pnode.discovery.gossip.events import Connect, Disconnect
+from p2pnode.discovery.gossip.settings import GossipSettings
+from p2pnode.discovery.gossip.views import AGAIN_SECONDS, JOIN, LEAVE, SHUFFLE, URGENT, Joined, Left, Views, Wish
 from p2pnode.wire.messages.discovery import Contact
 from p2pnode.wire.messages.gossip import SAMPLE_MAX, Neighbour, Neighbours
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import trio
 
-from p2pnode.discovery.gossip_events import Arrived, Gone, Republish, Suspect
-from p2pnode.discovery.gossip_items import Kind
+from p2pnode.discovery.gossip.events import Arrived, Gone, Republish, Suspect
+from p2pnode.discovery.gossip.items import Kind
 from p2pnode.market.advertising import CHECK_SECONDS
 from p2pnode.market.listings import DocumentCheck, make_listing, seal_listing
 from p2pnode.market.offers import OfferFacts, make_offer

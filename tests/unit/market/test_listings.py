@@ -3,7 +3,7 @@
 import pytest
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.gossip_items import Kind
+from p2pnode.discovery.gossip.items import Kind
 from p2pnode.errors import ProtocolViolation
 from p2pnode.market.listings import (
     DocumentCheck,

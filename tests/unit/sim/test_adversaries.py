@@ -3,7 +3,7 @@
 import pytest
 
 from p2pnode.crypto.keys import Identity
-from p2pnode.discovery.records import make_record, open_record
+from p2pnode.discovery.records.record import make_record, open_record
 from p2pnode.errors import ProtocolViolation
 from p2pnode.sim import adversaries
 from p2pnode.sim.adversaries import AGAIN_SECONDS, FLOOD_PER_SECOND, KINDS, plan

@@ -2,7 +2,7 @@
 
 import pytest
 
-from p2pnode.discovery.records import record_key
+from p2pnode.discovery.records.record import record_key
 from p2pnode.errors import ConfigError
 from p2pnode.sim.driver import NodeOptions
 from p2pnode.sim.fast_driver import FastDriver
