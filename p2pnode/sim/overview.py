@@ -51,7 +51,22 @@ def overview(folder: Path) -> str:
         for each in results.get("agreement", []):
             value = "" if each["value"] is None else f"{each['value']:.4g}"
             lines.append(f"| | | {each['must']} | {_mark(value, each['is_met'])} | | |")
-    return "\n".join(lines) + "\n" + _FOOT
+    return "\n".join([*lines, _FOOT, *_pictures(folder)]).rstrip() + "\n"
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Give what happened over time in each simulation that has such a picture, with a link to its whole report."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("*.toml")):
+        if (folder / "results" / f"{path.stem}-over-time.png").is_file():
+            question = load_scenario(path).question
+            lines += [
+                f"**{question}** ([report](results/{path.stem}.html))",
+                "",
+                f"![{path.stem} over time](results/{path.stem}-over-time.png)",
+                "",
+            ]
+    return ["## Over time", "", *lines] if lines else []
 
 
 def _measured(judged: list[str], case: Mapping[str, Any] | None) -> str:
