@@ -95,10 +95,12 @@ def _chosen(path: Path, changes: dict[str, str], seeds: list[int], names: list[s
     from dataclasses import replace
 
     from p2pnode.errors import InputError
-    from p2pnode.sim.scenario import load_scenario
+    from p2pnode.sim.scenario import load_scenario, part_of
 
     wanted = load_scenario(path, changes)
-    if seeds:
+    if not set(wanted.seeds) <= set(seeds or wanted.seeds) or "seconds" in changes:
+        wanted = part_of(wanted, seeds)
+    elif seeds:
         wanted = replace(wanted, seeds=tuple(seeds))
     if names:
         known = [each.name for each in wanted.cases]

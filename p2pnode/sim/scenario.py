@@ -15,6 +15,8 @@ from p2pnode.errors import InputError
 from p2pnode.sim.measures import MEASURES
 
 DRIVERS: Final = ("fast", "world", "topics")
+# How much was counted, not how well it went: asked of all seeds of a file and its whole timeline together.
+COUNTS: Final = ("gets", "lookups")
 CHURNS: Final = ("none", "exponential", "weibull")
 LATENCIES: Final = ("flat", "lan", "wan", "continents")
 TABLES: Final = ("joined", "oracle")
@@ -192,6 +194,15 @@ class Scenario:
     cases: tuple[Case, ...]
     note: str = ""
     agree: tuple[tuple[str, float], ...] = ()
+
+
+def part_of(scenario: Scenario, seeds: Sequence[int] = ()) -> Scenario:
+    """Give a scenario with fewer seeds or a shorter timeline: it is not asked how much is counted in the whole."""
+
+    def part(case: Case) -> Case:
+        return replace(case, thresholds=tuple(each for each in case.thresholds if each.measure not in COUNTS))
+
+    return replace(scenario, seeds=tuple(seeds) or scenario.seeds, cases=tuple(map(part, scenario.cases)))
 
 
 def load_scenario(path: Path, changes: Mapping[str, str] | None = None) -> Scenario:

@@ -12,23 +12,21 @@ from pathlib import Path
 import pytest
 
 from p2pnode.sim.running import run_case
-from p2pnode.sim.scenario import Case, load_scenario, parse_scenario
+from p2pnode.sim.scenario import Case, load_scenario, parse_scenario, part_of
 
 pytestmark = pytest.mark.slow
 SIMULATIONS = Path(__file__).parents[2] / "simulations"
-# A sample is too small for an interval; these say how much was counted, not how well it went.
-COUNTS = ("gets", "lookups")
 
 
 def sample(name: str, case: str = "", seconds: float = 0.0, **changes: str) -> Case:
     """One case of a file with other options, its timeline pressed together to `seconds`."""
-    cases = load_scenario(SIMULATIONS / f"{name}.toml", changes).cases
+    cases = part_of(load_scenario(SIMULATIONS / f"{name}.toml", changes)).cases
     chosen = next(each for each in cases if case in ("", each.name))
     if seconds:
         factor = seconds / chosen.seconds
         steps = tuple(_pressed(step, factor) for step in chosen.steps)
         chosen = replace(chosen, seconds=seconds, steps=steps)
-    return replace(chosen, thresholds=tuple(each for each in chosen.thresholds if each.measure not in COUNTS))
+    return chosen
 
 
 def _pressed(step, factor):

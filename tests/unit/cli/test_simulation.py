@@ -75,6 +75,15 @@ def test_options_of_the_command_line_win(small) -> None:
     assert len(results["cases"][0]["runs"]) == 2
 
 
+def test_how_much_is_counted_is_asked_of_the_whole_and_not_of_a_part(small) -> None:
+    small.write_text(SMALL.replace("seeds = [1]", "seeds = [1, 2]").replace("[must]", '[must]\ngets = ">= 10"'))
+    assert run(small).exit_code == 0, "five gets a seed"
+    assert run(small, "--seed", 1).exit_code == 0
+    small.write_text(small.read_text().replace(">= 10", ">= 11"))
+    assert run(small).exit_code == ExitCode.FIGURES
+    assert run(small, "--seed", 1, "--seed", 2).exit_code == ExitCode.FIGURES
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
