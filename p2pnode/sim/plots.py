@@ -90,7 +90,7 @@ def _hops(pyplot: Any, name: str, cases: Sequence[Mapping[str, Any]], folder: Pa
     axis.set_ylabel("share of lookups", fontsize=9)
     axis.set_title("Hops of a lookup", loc="left", fontsize=10)
     axis.xaxis.set_major_locator(pyplot.MaxNLocator(integer=True))
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=min(3, len(drawn)), frameon=False)
     axis.grid(alpha=0.25, axis="y")
     return _saved(pyplot, figure, folder / f"{name}-hops.png")
 

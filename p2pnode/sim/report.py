@@ -79,16 +79,19 @@ def _case_row(case: Case, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Give the commit that this program was run from, with `+` for uncommitted changes; empty outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"], cwd=here, capture_output=True, text=True,
-            check=True, timeout=_COMMIT_SECONDS,
+    """Give the commit that this program was run from, with `+` where the program differs from it; empty outside a checkout."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=package, capture_output=True, text=True, check=True, timeout=_COMMIT_SECONDS
         )  # fmt: skip
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found.stdout.strip()
 
 
 def write_results(results: Mapping[str, Any], folder: Path) -> Path:
