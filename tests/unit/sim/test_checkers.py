@@ -77,6 +77,17 @@ def test_growth_is_a_leak_unless_there_are_more_nodes(late_tasks, late_nodes, sp
     assert bool(checker.end(network, network)) is speaks
 
 
+def test_a_burst_in_one_sample_is_no_leak() -> None:
+    network, checker = Network(), FlatTasks()
+    network.tasks = 1000.0
+    look_for(checker, network, SAMPLES_MIN * 60)
+    network.tasks = 50_000.0
+    look_for(checker, network, 30)
+    network.tasks = 1000.0
+    look_for(checker, network, 60)
+    assert checker.end(network, network) == []
+
+
 def a_book(role: str, paid: int = 10, cheque: int = 10, calls: int = 1) -> sqlite3.Connection:
     """One side's book of an agreement with one receipt of 10 over one call of 10, and a cheque over it."""
     book = memory()
