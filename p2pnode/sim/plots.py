@@ -103,21 +103,24 @@ def _bars(pyplot: Any, name: str, cases: Sequence[Mapping[str, Any]], folder: Pa
         for measure in dict.fromkeys(["messages_per_node_second", *judged])
         if any(measure in case["measures"] for case in cases) and measure not in ("gets", "tables_empty")
     ]
-    figure, axes = pyplot.subplots(1, len(measures), figsize=(max(4.2, 2.7 * len(measures)), 3.4), squeeze=False)
+    size = max(5.0, 3.4 * len(measures)), 1.2 + 0.42 * len(cases)
+    figure, axes = pyplot.subplots(1, len(measures), figsize=size, squeeze=False, sharey=True)
+    places = range(len(cases))
     for axis, measure in zip(axes[0], measures, strict=True):
         values = [case["measures"].get(measure, 0.0) for case in cases]
-        places = range(len(cases))
-        axis.bar(places, values, color=COLOURS[: len(cases)], width=0.65)
-        for place, value in zip(places, values, strict=True):
-            axis.annotate(f"{value:.4g}", (place, value), ha="center", va="bottom", fontsize=8)
-        for place, case in zip(places, cases, strict=True):
-            _must_at(axis, place, measure, case)
-        axis.set_xticks(list(places), [case["case"] for case in cases], fontsize=7, rotation=25 if len(cases) > 2 else 0)
+        axis.barh(places, values, color=[COLOURS[place % len(COLOURS)] for place in places], height=0.65)
+        for place, value, case in zip(places, values, cases, strict=True):
+            axis.annotate(
+                f"{value:.4g}{_must_at(axis, place, measure, case)}", (0, place), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=8, zorder=4, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+            )  # fmt: skip
+        axis.set_yticks(list(places), [case["case"] for case in cases], fontsize=8)
         axis.set_title(measure.replace("_", " "), loc="left", fontsize=9)
-        axis.set_ylabel(MEASURES[measure][0], fontsize=8)
-        axis.margins(y=0.15)
-        if values and MEASURES[measure][0] == "share" and min(values) > 0.9:
-            axis.set_ylim(0.9, 1.015)
+        axis.set_xlabel(MEASURES[measure][0], fontsize=8)
+        axis.margins(x=0.15)
+        if MEASURES[measure][0] == "share":
+            axis.set_xlim(0, 1.05)
+    axes[0][0].invert_yaxis()
     return _saved(pyplot, figure, folder / f"{name}-figures.png")
 
 
@@ -139,17 +142,14 @@ def _musts(axis: Any, measure: str, cases: Sequence[Mapping[str, Any]]) -> None:
         )  # fmt: skip
 
 
-def _must_at(axis: Any, place: int, measure: str, case: Mapping[str, Any]) -> None:
-    """A dashed line over one bar, and at its foot in words, for what that case must reach."""
+def _must_at(axis: Any, place: int, measure: str, case: Mapping[str, Any]) -> str:
+    """A dashed line across one bar for what that case must reach; gives the same in words."""
     for each in case["thresholds"]:
         named, sign, bound = each["must"].split(" ")
         if named == measure:
-            axis.hlines(float(bound), place - 0.45, place + 0.45, color=MUST_COLOUR, ls="--", lw=1.4, zorder=3)
-            axis.annotate(
-                f"must be {sign} {bound}", (place, 0.02), xycoords=("data", "axes fraction"), ha="center", va="bottom",
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}, color=MUST_COLOUR, zorder=4,
-                fontsize=7,
-            )  # fmt: skip
+            axis.vlines(float(bound), place - 0.45, place + 0.45, color=MUST_COLOUR, ls="--", lw=1.4, zorder=3)
+            return f"  must be {sign} {bound}"
+    return ""
 
 
 def _marks(axis: Any, cases: Sequence[Mapping[str, Any]], divisor: float) -> None:
