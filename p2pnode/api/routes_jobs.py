@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Final
 
+from msgspec import structs
+
 from p2pnode.api.http import BYTES_TYPE, Answer, HttpError, Lines, Reply, Request, json_answer
 from p2pnode.api.routes import Control, Route
 from p2pnode.control.tensor_body import pack, unpack
@@ -44,7 +46,7 @@ async def jobs(control: Control, request: Request) -> Reply:
 async def recent_calls(control: Control, request: Request) -> Reply:
     """List the last answered calls, oldest first: who answered, what it cost, how long it took."""
     rows = [
-        {**asdict(call), "model_id": id_text(MODEL, call.model_id), "provider": node_text(call.provider)}
+        {**structs.asdict(call), "model_id": id_text(MODEL, call.model_id), "provider": node_text(call.provider)}
         for call in control.node.jobs.suppliers.recent
     ]
     return json_answer({"calls": rows})
