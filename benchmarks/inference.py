@@ -51,8 +51,7 @@ def measure(client: Part, roots: tuple[int, ...], size: int, calls: int, many: i
 
 @contextmanager
 def started() -> Iterator[dict[str, tuple[Part, tuple[int, ...]]]]:
-    """Give both systems, freshly started: a process keeps for life how its memory happens to lie, and gRPC's 12 MB take
-    12 ms in some and 24 ms in others."""
+    """Give both systems, freshly started: gRPC's 12 MB took 12 ms in some pairs of processes and 24 ms in others."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
 
         def part(*arguments: str) -> Part:
