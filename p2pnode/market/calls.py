@@ -18,7 +18,7 @@ from p2pnode.market.sold_agreement import SoldAgreement, SoldCall
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
 from p2pnode.wire.messages.work import Call, CallResult, FetchResult
-from p2pnode.wire.tensors import values_hash, values_size
+from p2pnode.wire.tensors import ValuesHasher, values_hash, values_size
 from p2pnode.work.service import WorkOutcome, WorkRequest, WorkService, WorkTicket
 
 Incoming = Any
@@ -76,7 +76,7 @@ class CallDesk:
             return
         call = RunningCall(self, seat, incoming, message, operations)
         seat.running[message.number] = call
-        call.start(size)
+        call.start()
 
     def fetch(self, incoming: Incoming) -> None:
         """Take one FetchResult: the kept answer, the one still being made, or a refusal."""
@@ -141,7 +141,9 @@ class CallDesk:
 class RunningCall:
     """One call from arrival to answer."""
 
-    __slots__ = ("_cancelled", "_desk", "_incoming", "_message", "_operations", "_seat", "_sink", "_submitted", "_ticket")
+    __slots__ = (
+        "_cancelled", "_desk", "_hasher", "_incoming", "_message", "_operations", "_seat", "_sink", "_submitted", "_ticket",
+    )  # fmt: skip
 
     def __init__(self, desk: CallDesk, seat: Seat, incoming: Incoming, message: Call, operations: int) -> None:
         self._desk = desk
@@ -151,16 +153,27 @@ class RunningCall:
         self._operations = operations
         self._ticket: WorkTicket | None = None
         self._sink: memoryview | None = None
+        self._hasher: ValuesHasher | None = None
         self._submitted = False
         self._cancelled = False
 
-    def start(self, size: int) -> None:
-        """Take the inputs into the worker's memory if it has room."""
+    def start(self) -> None:
+        """Take the inputs, when they come, into the worker's memory if it has room then."""
         incoming = self._incoming
         incoming.on_cancel = self.cancel
+        incoming.receive(self._memory, self._received, self._arrived)
+
+    def _memory(self) -> memoryview | None:
         terms = self._seat.terms
+        size = self._incoming.attachment_size
         self._sink = self._desk.work.reserve(terms.order.model_id, size, terms.client, terms.order.share_worker)
-        incoming.receive(self._sink, self._received)
+        return self._sink
+
+    def _arrived(self, there: memoryview) -> None:
+        """Hash a large input while it comes: its bytes are still in the processor's cache."""
+        if self._hasher is None:
+            self._hasher = ValuesHasher(self._message.inputs)
+        self._hasher.advance(there)
 
     def adopt(self, incoming: Incoming) -> bool:
         """Answer this request instead of the one that was lost with its link; False after a cancellation."""
@@ -195,8 +208,9 @@ class RunningCall:
         message, terms, seat = self._message, self._seat.terms, self._seat
         if self._cancelled:
             return
-        # The worker begins while the inputs are hashed. A client whose hash was wrong once has its calls hashed first.
-        if seat.hashes_first and values_hash(message.inputs, payload) != message.input_hash:
+        # The worker begins while short inputs are hashed. A client whose hash was wrong once has its calls hashed first.
+        hashes_later = self._hasher is None and not seat.hashes_first
+        if not hashes_later and self._input_hash(payload) != message.input_hash:
             if self._sink is not None:
                 self._desk.work.unreserve(self._sink)
             self._fail(Reason.WRONG_HASH, _WRONG_HASH)
@@ -221,9 +235,12 @@ class RunningCall:
         except (Refused, WorkError) as error:
             self._fail(error.reason, error.detail)
             return
-        if not seat.hashes_first and values_hash(message.inputs, payload) != message.input_hash:
+        if hashes_later and self._input_hash(payload) != message.input_hash:
             seat.hashes_first = True
             self._refuse_started()
+
+    def _input_hash(self, payload: memoryview) -> bytes:
+        return values_hash(self._message.inputs, payload) if self._hasher is None else self._hasher.digest(payload)
 
     def _refuse_started(self) -> None:
         """The inputs do not have their hash: whatever the worker makes of them is thrown away and not charged."""

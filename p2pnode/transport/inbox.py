@@ -11,10 +11,10 @@ from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
 from p2pnode.transport import frames
 from p2pnode.transport.events import AttachmentArrived, Event
-from p2pnode.transport.frames import bad_frame
+from p2pnode.transport.frames import ReceiveCipher, bad_frame
 from p2pnode.transport.limits import BufferBudget, Limits
 from p2pnode.transport.outbox import Outbox
-from p2pnode.transport.streams import IncomingStream
+from p2pnode.transport.streams import IncomingStream, OnBytes, SinkSource
 
 
 class Inbox:
@@ -36,6 +36,8 @@ class Inbox:
         self.streams: dict[int, IncomingStream] = {}
         self.window = limits.window_initial_bytes
         self.burst_left = 0
+        # All attachment bytes that have come.
+        self.received = 0
         self._burst_stream: IncomingStream | None = None
         # Bytes that may still come for streams we have dropped.
         self._discard_allowance = 0
@@ -54,17 +56,34 @@ class Inbox:
         """An attachment will come that nobody wants: as much of it as the first window allows."""
         self._discard_allowance += min(size, assumed)
 
-    def accept(self, number: int, sink: memoryview, now: float, rtt_seconds: float) -> None:
-        """Name where an attachment goes; what has already come is copied there at once."""
+    def accept(
+        self, number: int, sink: memoryview | SinkSource, on_bytes: OnBytes | None, now: float, rtt_seconds: float
+    ) -> None:
+        """Name where an attachment goes; what has already come is copied there at once.
+
+        on_bytes: given what lies in the sink each time it has become more. A function instead of memory is asked when
+        the first bytes are there: attachments come one after another, so that the last of many may wait long, and would hold
+        its memory for nothing.
+        """
         stream = self.streams.get(number)
-        if stream is None or stream.sink is not None:
+        if stream is None or stream.sink is not None or stream.source is not None:
             return
-        stream.sink = sink
-        sink[: len(stream.pending)] = stream.pending
+        stream.moved_at = stream.checked_at = now
+        stream.checked_received = self.received
+        stream.on_bytes = on_bytes
+        if isinstance(sink, memoryview):
+            stream.sink = sink
+        else:
+            stream.source = sink
+            if not stream.announced or not self._take_sink(stream):
+                return
+        held = len(stream.pending)
+        if held and stream.sink is not None:
+            stream.sink[:held] = stream.pending
+            if on_bytes is not None:
+                on_bytes(stream.sink[:held])
         self._budget.give(stream.announced)
         stream.pending = bytearray()
-        stream.checked_at = now
-        stream.checked_received = stream.received
         self._progress(stream, now, rtt_seconds)
 
     def drop(self, number: int) -> None:
@@ -83,7 +102,7 @@ class Inbox:
             self.drop(number)
         self._give_up = _nobody
 
-    def announce(self, number: int, burst: int) -> None:
+    def announce(self, number: int, burst: int, now: float) -> None:
         """A DATA frame: this many bytes follow. Raises ProtocolViolation(FLOW_CONTROL) beyond the credit."""
         if burst == 0:
             raise bad_frame("an empty burst")
@@ -91,12 +110,15 @@ class Inbox:
         if stream is not None:
             if stream.announced + burst > stream.granted:
                 raise self._over_credit()
-            if stream.sink is None and not self._budget.take(burst):
+            if stream.source is not None and not self._take_sink(stream):
+                stream = None
+            elif stream.sink is None and not self._budget.take(burst):
                 self._give_up(number)
                 self.drop(number)
                 stream = None
             else:
                 stream.announced += burst
+                stream.moved_at = now
         if stream is None:
             # On its way when we dropped the stream: as many bytes as it had credit for, and no more.
             self._discard_allowance -= burst
@@ -105,34 +127,61 @@ class Inbox:
         self.burst_left = burst
         self._burst_stream = stream
 
-    def target(self, sealed: memoryview) -> memoryview:
-        """Give where to open the next record of a burst: the sink, or the record itself."""
-        size = len(sealed) - (frames.RECORD_OVERHEAD - frames.RECORD_PREFIX)
-        if size > self.burst_left or size <= 0:
-            raise bad_frame("a record does not fit its burst")
-        stream = self._burst_stream
-        if stream is None or stream.dropped or stream.sink is None:
-            return sealed
-        return stream.sink[stream.received : stream.received + size]
+    def receive_burst(self, data: memoryview, cipher: ReceiveCipher, now: float, rtt_seconds: float) -> int:
+        """Open the whole records at the start of `data` that belong to the burst; give the bytes used. Overwrites `data`.
 
-    def took(self, plain: memoryview, now: float, rtt_seconds: float) -> None:
-        """A record of a burst was opened to where `target` said."""
-        self.burst_left -= len(plain)
-        stream = self._burst_stream
-        if stream is None or stream.dropped:
-            return
-        stream.received += len(plain)
-        if stream.sink is None:
-            stream.pending += plain
-        else:
-            self._progress(stream, now, rtt_seconds)
+        Raises ProtocolViolation.
+        """
+        stream, left, used, end_of_data = self._burst_stream, self.burst_left, 0, len(data)
+        is_wanted = stream is not None and not stream.dropped
+        sink = stream.sink if stream is not None and is_wanted else None
+        first = position = stream.received if stream is not None else 0
+        while left and end_of_data - used >= frames.RECORD_PREFIX:
+            end = used + frames.RECORD_PREFIX + ((data[used] << 8) | data[used + 1])
+            if end > end_of_data:
+                break
+            size = end - used - frames.RECORD_OVERHEAD
+            if not 0 < size <= left:
+                raise bad_frame("a record does not fit its burst")
+            sealed = data[used + frames.RECORD_PREFIX : end]
+            if sink is not None:
+                cipher.open_into(sealed, sink[position : position + size])
+            else:
+                cipher.open_into(sealed, sealed)
+                if stream is not None and is_wanted:
+                    stream.pending += sealed[:size]
+            position += size
+            left -= size
+            used = end
+        self.received += position - first
+        self.burst_left = left
+        if stream is not None and is_wanted and used:
+            stream.received = position
+            if sink is not None:
+                if stream.on_bytes is not None:
+                    stream.on_bytes(sink[:position])
+                self._progress(stream, now, rtt_seconds)
+        return used
 
     def is_slow(self, now: float) -> bool:
-        """Say whether some attachment comes slower than the least rate."""
+        """Say whether attachments that the peer has credit for come slower, all together, than the least rate."""
         limits, slow = self._limits, False
         for stream in self.streams.values():  # every one is asked, because asking starts its next period
-            slow = stream.is_slow(now, limits.minimum_rate, limits.minimum_rate_seconds) or slow
+            slow = stream.is_slow(now, self.received, limits.minimum_rate, limits.minimum_rate_seconds) or slow
         return slow
+
+    def stalled(self, now: float) -> bool:
+        """Say whether of some attachment nothing has come for too long, though the peer has credit for it."""
+        limit = self._limits.stream_stall_seconds
+        return any(now - stream.moved_at > limit and stream.is_awaited for stream in self.streams.values())
+
+    def _take_sink(self, stream: IncomingStream) -> bool:
+        """Ask for a stream's memory, now that bytes are there; False, with the stream dropped, if nobody wants them any more."""
+        source, stream.source = stream.source, None
+        stream.sink = source() if source is not None else None
+        if stream.sink is None:
+            self.drop(stream.number)
+        return stream.sink is not None
 
     def _progress(self, stream: IncomingStream, now: float, rtt_seconds: float) -> None:
         """After bytes reached a sink: finish the stream or grant more credit."""

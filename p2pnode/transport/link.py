@@ -24,6 +24,7 @@ from p2pnode.transport.handshake import Established
 from p2pnode.transport.pump import Pump
 from p2pnode.transport.requests import Incoming, Pending, Reply
 from p2pnode.transport.session import Session
+from p2pnode.transport.streams import OnBytes, SinkSource
 from p2pnode.wire.codec import encode_numbered
 from p2pnode.wire.registry import Message
 
@@ -272,10 +273,10 @@ class Link:
         """Give back what `reserve` took."""
         self._around.budget.give(size)
 
-    def accept(self, incoming: Incoming, sink: memoryview) -> None:
-        """Let an attachment flow into its sink."""
+    def accept(self, incoming: Incoming, source: SinkSource, on_bytes: OnBytes | None) -> None:
+        """Let an attachment flow, into the memory that `source` gives when its first bytes come."""
         if self.closed is None:
-            self.guarded(self._session.accept, incoming.number, sink)
+            self.guarded(self._session.accept, incoming.number, source, on_bytes)
             self._dispatcher.run(self)
             self._pump.kick()
 

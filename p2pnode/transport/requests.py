@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from p2pnode.environment import Buffer
 from p2pnode.errors import PeerError
 from p2pnode.reasons import Reason
+from p2pnode.transport.streams import OnBytes, SinkSource
 from p2pnode.wire.registry import Message
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Incoming:
         "_on_complete",
         "_reserved",
         "_sink",
+        "_source",
         "attachment_size",
         "cancelled",
         "link",
@@ -66,14 +68,19 @@ class Incoming:
         self._inline: memoryview | None = inline
         self._on_complete: Callable[[memoryview], None] | None = None
         self._sink: memoryview | None = None
+        self._source: SinkSource | None = None
         self._reserved = 0
 
-    def receive(self, sink: memoryview | None, on_complete: Callable[[memoryview], None]) -> None:
-        """Take the attachment into `sink`, and call `on_complete` with exactly its bytes once all are there: maybe at once.
+    def receive(
+        self, sink: SinkSource | None, on_complete: Callable[[memoryview], None], on_bytes: OnBytes | None = None
+    ) -> None:
+        """Take the attachment, and call `on_complete` with exactly its bytes once all are there: maybe at once.
 
-        sink: writable, at least `attachment_size` long; None allocates, within the node's buffer budget, and refuses the
-        request as BUSY when that is used up. Records are decrypted straight into the sink, so its bytes mean nothing before
-        `on_complete`. Call it once; until then the peer can send no more than one window.
+        sink: asked when the first bytes come, which may be long after this; it gives memory that is writable and at least
+        `attachment_size` long. Without one, or when it gives None, memory is allocated within the node's buffer budget, and the
+        request refused as BUSY when that is used up. Records are decrypted straight into it, so its bytes mean nothing before
+        `on_complete`. on_bytes: given the part that is there each time it has become longer, for an attachment that does not
+        come with its request. Call `receive` once; until then the peer can send no more than one window.
         """
         if self.cancelled:
             return
@@ -81,23 +88,32 @@ class Incoming:
         inline = self._inline
         if inline is not None:
             self._inline = None
-            if sink is None:
+            given = sink() if sink is not None else None
+            if given is None:
                 on_complete(memoryview(bytes(inline)) if size else _NOTHING)
             else:
                 # Handed on as the view it is where that fits: whoever lent it knows it again at once.
-                view = sink if len(sink) == size else sink[:size]
+                view = given if len(given) == size else given[:size]
                 view[:] = inline
                 on_complete(view)
             return
-        if sink is None:
+        self._source = sink
+        self._on_complete = on_complete
+        self.link.accept(self, self._memory, on_bytes)
+
+    def _memory(self) -> memoryview | None:
+        """Give the memory for the attachment; None when there is none: then the request has been refused."""
+        size = self.attachment_size
+        source, self._source = self._source, None
+        given = source() if source is not None else None
+        if given is None:
             if not self.link.reserve(size):
                 self.refuse(Reason.BUSY, "no room for the attachment")
-                return
+                return None
             self._reserved = size
-            sink = memoryview(bytearray(size))
-        self._sink = sink[:size]
-        self._on_complete = on_complete
-        self.link.accept(self, self._sink)
+            given = memoryview(bytearray(size))
+        self._sink = given if len(given) == size else given[:size]
+        return self._sink
 
     def reply(self, message: Message, attachment: Sequence[Buffer] = (), on_sent: Callable[[], None] | None = None) -> None:
         """Answer. The attachment's buffers must not change until `on_sent` has run, which it does in any case.

@@ -20,6 +20,7 @@ from p2pnode.transport.frames import ReceiveCipher, SendCipher, bad_frame
 from p2pnode.transport.inbox import Inbox
 from p2pnode.transport.limits import BufferBudget, Limits, TokenBucket
 from p2pnode.transport.outbox import Outbox
+from p2pnode.transport.streams import OnBytes, SinkSource
 from p2pnode.wire.codec import decode, encode
 from p2pnode.wire.messages.session import Goodbye, Refusal
 
@@ -175,11 +176,19 @@ class Session:
     # --- what arrives ------------------------------------------------------------------------------------------------
 
     def receive(self, data: memoryview, now: float) -> int:
-        """Take one record from the start of `data`, which is overwritten; give the bytes used, 0 if it is incomplete.
+        """Take one record, or those of a burst, from the start of `data`, which is overwritten.
+
+        Gives the bytes used, 0 if no record is complete.
 
         Appends to `events`; the caller handles and clears them before the next call. Raises ProtocolViolation.
         """
         self._now = now
+        inbox = self.inbox
+        if inbox.burst_left:
+            end = inbox.receive_burst(data, self._receiver, now, self.rtt_seconds)
+            if end:
+                self._received_at = now
+            return end
         if len(data) < frames.RECORD_PREFIX:
             return 0
         end = ((data[0] << 8) | data[1]) + 2
@@ -187,21 +196,17 @@ class Session:
             return 0
         self._received_at = now
         sealed = data[2:end]
-        if self.inbox.burst_left:
-            target = self.inbox.target(sealed)
-            size = self._receiver.open_into(sealed, target)
-            self.inbox.took(target[:size], now, self.rtt_seconds)
-        else:
-            size = self._receiver.open_into(sealed, sealed)
-            self._receive_frames(sealed[:size], now)
+        size = self._receiver.open_into(sealed, sealed)
+        self._receive_frames(sealed[:size], now)
         return end
 
-    def accept(self, number: int, sink: memoryview) -> None:
+    def accept(self, number: int, sink: memoryview | SinkSource, on_bytes: OnBytes | None = None) -> None:
         """Name where an attachment goes; what has already come is copied there at once.
 
-        Appends AttachmentArrived if that was all. sink: exactly the attachment's size. Does nothing if it is gone.
+        Appends AttachmentArrived if that was all. sink: exactly the attachment's size, or what gives it when the first bytes
+        come. on_bytes: given what lies there each time it has become more. Does nothing if it is gone.
         """
-        self.inbox.accept(number, sink, self._now, self.rtt_seconds)
+        self.inbox.accept(number, sink, on_bytes, self._now, self.rtt_seconds)
 
     def close(self) -> None:
         """Give back what the session holds of the shared budget; it must not be used afterwards."""
@@ -228,7 +233,7 @@ class Session:
             return self._hit("minimum_rate", Reason.TOO_SLOW)
         if self.inbox.is_slow(now):
             return self._hit("minimum_rate", Reason.TOO_SLOW)
-        if self.outbox.stalled(now):
+        if self.outbox.stalled(now) or self.inbox.stalled(now):
             return self._hit("stream_stall_seconds", Reason.TOO_SLOW)
         return None
 
@@ -349,7 +354,7 @@ class Session:
     def _receive_control(self, kind: int, number: int, body: memoryview, now: float) -> None:
         if kind == frames.DATA and len(body) == 4:
             self._check_seen(number)
-            self.inbox.announce(number, frames.FOUR_BYTES.unpack(body)[0])
+            self.inbox.announce(number, frames.FOUR_BYTES.unpack(body)[0], now)
             return
         if kind == frames.REFUSAL:
             self._receive_refusal(number, body)

@@ -7,8 +7,14 @@ granted.
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from p2pnode.environment import Buffer
+
+# Gives the memory for an attachment, exactly as long as that; None: nobody wants it any more.
+SinkSource: TypeAlias = Callable[[], memoryview | None]
+# Given what has come of an attachment, from its start, each time it has become more.
+OnBytes: TypeAlias = Callable[[memoryview], None]
 
 
 class OutgoingStream:
@@ -58,7 +64,8 @@ class OutgoingStream:
 class IncomingStream:
     """An attachment that arrives: into a sink where the handler has named one, else into `pending` until it does.
 
-    announced: bytes for which DATA frames have come; received: bytes that have come; granted: credit given so far.
+    source: gives the sink when the first bytes come. announced: bytes for which DATA frames have come; received: bytes that
+    have come; granted: credit given so far.
     """
 
     __slots__ = (
@@ -68,11 +75,14 @@ class IncomingStream:
         "dropped",
         "granted",
         "granted_at",
+        "moved_at",
         "number",
+        "on_bytes",
         "pending",
         "received",
         "sink",
         "size",
+        "source",
         "window",
     )
 
@@ -85,8 +95,11 @@ class IncomingStream:
         self.announced = 0
         self.received = 0
         self.sink: memoryview | None = None
+        self.source: SinkSource | None = None
+        self.on_bytes: OnBytes | None = None
         self.pending = bytearray()
         self.dropped = False
+        self.moved_at = now
         self.checked_at = now
         self.checked_received = 0
 
@@ -105,15 +118,19 @@ class IncomingStream:
         self.granted = min(self.size, self.received + self.window)
         return self.granted
 
-    def is_slow(self, now: float, rate: float, seconds: float) -> bool:
-        """Say whether the peer, with credit and a sink to send to, stayed under the rate for the whole last period."""
+    @property
+    def is_awaited(self) -> bool:
+        """True while the peer has credit, and bytes have somewhere to go."""
+        return self.received < self.granted and (self.sink is not None or self.source is not None)
+
+    def is_slow(self, now: float, session_received: int, rate: float, seconds: float) -> bool:
+        """Say whether the peer, which owes this stream bytes, stayed under the rate with all of its streams for a whole period.
+
+        session_received: attachment bytes that have come on all streams of the session, which are sent one after another.
+        """
         if now - self.checked_at < seconds:
             return False
-        slow = (
-            self.sink is not None
-            and self.received < self.granted
-            and self.received - self.checked_received < rate * (now - self.checked_at)
-        )
+        slow = self.is_awaited and session_received - self.checked_received < rate * (now - self.checked_at)
         self.checked_at = now
-        self.checked_received = self.received
+        self.checked_received = session_received
         return slow

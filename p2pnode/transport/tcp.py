@@ -13,6 +13,8 @@ import trio
 from p2pnode.environment import Buffer
 from p2pnode.errors import ConfigError, Unreachable
 
+# Who receives so much at once probably finds more at once.
+_BULK_BYTES = 65_536
 # After so many receives without a wait the other tasks get their turn.
 _EAGER_RECEIVES = 8
 _BACKLOG = 128
@@ -64,7 +66,7 @@ class TcpStream:
             raise Unreachable(f"the connection to {self._remote} is closed") from error
 
     async def receive_into(self, buffer: memoryview) -> int:
-        """Wait for bytes; 0 at the end. A receive that filled its buffer is followed, a few times, by one without a wait."""
+        """Wait for bytes; 0 at the end. A receive of many bytes is followed, a few times, by one without a wait."""
         eager = self._eager > 0
         while True:
             if not eager:
@@ -80,7 +82,7 @@ class TcpStream:
                 continue
             except OSError as error:
                 raise Unreachable(f"the connection to {self._remote} broke: {error.strerror}") from error
-            self._eager = self._eager - 1 if count == len(buffer) else 0
+            self._eager = self._eager - 1 if count >= _BULK_BYTES or count == len(buffer) else 0
             return count
 
     def close(self) -> None:

@@ -48,6 +48,8 @@ _dtypes: Final[dict[int, np.dtype[Any]]] = {code: np.dtype(name) for code, name 
 _codes: Final[dict[np.dtype[Any], int]] = {dtype: code for code, dtype in _dtypes.items()}
 _item_sizes: Final[dict[int, int]] = {code: dtype.itemsize for code, dtype in _dtypes.items()}
 _LENGTH: Final = np.dtype("<u4")
+# 64 chunks of blake3.
+_SUBTREE: Final = 65_536
 _PADDING: Final = bytes(ALIGNMENT)
 _encode_headers: Final = msgspec.msgpack.Encoder().encode
 
@@ -131,6 +133,31 @@ def values_hash(headers: Sequence[ValueHeader], payload: Buffer | Sequence[Buffe
     else:
         hasher.update(cast("Buffer", payload))
     return hasher.digest()
+
+
+class ValuesHasher:
+    """`values_hash` of a payload that is still coming."""
+
+    __slots__ = ("_done", "_hasher", "_lead")
+
+    def __init__(self, headers: Sequence[ValueHeader]) -> None:
+        encoded = _encode_headers(headers)
+        self._hasher = blake3(encoded)
+        self._lead = len(encoded)
+        self._done = 0
+
+    def advance(self, there: memoryview) -> None:
+        """Hash what is new in the part of the payload that is there; the rest of a block waits for the next time."""
+        # blake3 builds a binary tree: whole subtrees go through the processor's vectors, odd ends one block at a time.
+        end = (self._lead + len(there)) // _SUBTREE * _SUBTREE - self._lead
+        if end > self._done:
+            self._hasher.update(there[self._done : end])
+            self._done = end
+
+    def digest(self, payload: memoryview) -> bytes:
+        """Give the 32-byte hash, now that the whole payload is there."""
+        self._hasher.update(payload[self._done :])
+        return self._hasher.digest()
 
 
 def values_size(headers: Sequence[ValueHeader]) -> int:

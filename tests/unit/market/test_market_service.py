@@ -15,6 +15,7 @@ from p2pnode.market.settings import MarketSettings
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.store import accounts
 from p2pnode.store.agreements import get_agreement
+from p2pnode.transport.limits import Limits
 from p2pnode.wire.messages.market import DeliverReceipt, InputShape, Leaf
 from p2pnode.wire.messages.work import Call
 
@@ -26,9 +27,9 @@ def inputs(seed: int, rows: int = 4) -> dict:
     return {"x": np.random.default_rng(seed).normal(size=(rows, 64)).astype(np.float32)}
 
 
-async def ordered(world, alice, bob, model_id, terms=TERMS, job=None):
+async def ordered(world, alice, bob, model_id, terms=TERMS, job=None, shapes=SHAPES):
     link = await world.link(bob, alice)
-    quote = await bob.market.quote(link, model_id, SHAPES, "fast")
+    quote = await bob.market.quote(link, model_id, shapes, "fast")
     return await bob.market.order(quote, terms, job)
 
 
@@ -362,6 +363,26 @@ def test_a_call_with_false_bytes_is_refused_by_hash(simulated) -> None:
         assert alice.metrics.value("calls_total", "cancelled") == begun
         assert (sale.machine.exposure, sale.machine.exposed_calls, sale.running, sale_runs) == (0, 0, {}, [])
         assert (await agreement.call(inputs(1))).amount > 0
+
+    simulated(scenario, seconds_of=lambda *_: 0.05)
+
+
+def test_a_large_call_with_false_bytes_never_reaches_a_worker(simulated) -> None:
+    """Its hash is known with its last byte."""
+
+    async def scenario(world, alice, bob, model_id) -> None:
+        from p2pnode.wire.tensors import encode_values
+
+        agreement = await ordered(world, alice, bob, model_id, shapes=(InputShape(name="x", shape=(1000, 64)),))
+        headers, chunks, size = encode_values(inputs(1, rows=1000))
+        assert size > Limits().inline_bytes_max
+        link = await world.link(bob, alice)
+        with pytest.raises(Refused) as refusal:
+            await link.request(Call(agreement.id, 77, b"h" * 32, headers, ()), chunks)
+        assert refusal.value.reason is Reason.WRONG_HASH
+        sale = alice.market.storefront.sales[agreement.id]
+        assert alice.metrics.value("calls_total", "cancelled") == 0
+        assert (sale.machine.exposure, sale.running) == (0, {})
 
     simulated(scenario, seconds_of=lambda *_: 0.05)
 

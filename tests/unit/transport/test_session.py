@@ -189,15 +189,6 @@ def test_messages_longer_than_a_frame_arrive_in_pieces(size) -> None:
     assert bob.sinks[1] == b"x" * 100
 
 
-def test_two_attachments_take_turns() -> None:
-    alice, bob = pair()
-    alice.session.send_request("first", b"m", [b"x" * 8_000_000])
-    alice.session.send_request("second", b"m", [b"x" * 100_000])
-    exchange(alice, bob)
-    done = [seen.number for seen in bob.seen if isinstance(seen, events.AttachmentArrived)]
-    assert done == [3, 1]
-
-
 def test_without_a_sink_no_more_than_one_window_is_sent() -> None:
     limits = Limits()
     alice, bob = pair(limits, accept=False)

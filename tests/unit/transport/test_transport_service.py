@@ -53,7 +53,7 @@ def test_attachments_go_into_the_sinks_that_both_sides_name(run) -> None:
         arena = bytearray(500_000)
 
         def router(incoming) -> None:
-            incoming.receive(memoryview(arena), lambda view: incoming.reply(Done(), [view[:3], view[3:]]))
+            incoming.receive(lambda: memoryview(arena), lambda view: incoming.reply(Done(), [view[:3], view[3:]]))
 
         alice, bob = world.party("alice"), world.party("bob", router=router)
         async with world.running(alice, bob):

@@ -12,6 +12,7 @@ from p2pnode.reasons import Reason
 from p2pnode.wire.messages.work import ValueHeader
 from p2pnode.wire.tensors import (
     ALIGNMENT,
+    ValuesHasher,
     check_headers,
     decode_values,
     elements,
@@ -261,6 +262,17 @@ def test_the_hash_covers_headers_and_payload_however_chunked() -> None:
     other_headers, other_chunks, _ = encode_values({"a": np.arange(5.0), "c": np.ones(3, np.int8)})
     assert expected != values_hash(other_headers, other_chunks)
     assert expected != values_hash(*encode_values({"a": np.arange(5.0) + 1e-9, "b": np.ones(3, np.int8)})[:2])
+
+
+@pytest.mark.parametrize("step", [1, 1000, 65_519, 65_536, 262_076, 1_000_000])
+@pytest.mark.parametrize("size", [0, 1, 65_536, 700_001])
+def test_the_hash_of_a_payload_that_still_comes_is_that_of_the_whole(size, step):
+    headers, chunks, _ = encode_values({"x": np.arange(size, dtype=np.uint8)})
+    payload = memoryview(b"".join(chunks))
+    hasher = ValuesHasher(headers)
+    for end in range(step, size, max(step, size // 50)):
+        hasher.advance(payload[:end])
+    assert hasher.digest(payload) == values_hash(headers, payload)
 
 
 def test_elements_count_every_tensor() -> None:
