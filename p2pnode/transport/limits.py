@@ -60,12 +60,12 @@ class Limits:
     message_bytes_max: int = 262_144
     # One attachment; handlers bound theirs further by what the quote allows before they call `receive`.
     attachment_bytes_max: int = 64 << 30
-    # Slowloris: whatever we wait for, a record or an attachment with credit, must come at this rate over this time.
+    # Slowloris: whatever we wait for, a record or all attachments with credit, must come at this rate over this time.
     minimum_rate: float = 1024.0
     minimum_rate_seconds: float = 20.0
     # A peer that takes nothing we send for so long is dropped.
     send_stall_seconds: float = 20.0
-    # An attachment we offered and for which the peer grants no credit for so long is given up.
+    # An attachment we offered and for which the peer grants no credit for so long is given up; so is one of which nothing comes.
     stream_stall_seconds: float = 300.0
     # Only headers and messages count here: attachments wait at their owner until there is credit and room.
     send_queue_bytes_max: int = 1 << 20
