@@ -32,10 +32,12 @@ from p2pnode.jobs.item_book import ItemBook
 from p2pnode.jobs.outputs import Part, assemble, part_path, read_part
 from p2pnode.jobs.progress import MapProgress, running_progress
 from p2pnode.jobs.recalls import Recalls
-from p2pnode.jobs.sessions import Local, order_within
+from p2pnode.jobs.sessions import Local
 from p2pnode.jobs.settings import JobSettings
+from p2pnode.jobs.shapes import Shapes, input_shapes, larger_shapes
 from p2pnode.jobs.spec import MapSpec
-from p2pnode.jobs.suppliers import Shapes, Suppliers, Supply, input_shapes, larger_shapes, no_provider
+from p2pnode.jobs.suppliers import Suppliers, no_provider, order_within
+from p2pnode.jobs.supply import Supply
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.store import jobs as rows
 

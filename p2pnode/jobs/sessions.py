@@ -20,8 +20,10 @@ from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.feeds import ValueInfo, as_values
 from p2pnode.jobs.placement import Candidate
 from p2pnode.jobs.retries import Attempts, Cause, Entered, Failed, GiveUp, State, cause_of
+from p2pnode.jobs.shapes import Shapes, grown_shapes, input_shapes
 from p2pnode.jobs.spec import Terms
-from p2pnode.jobs.suppliers import RecentCall, Shapes, Suppliers, Supply, grown_shapes, input_shapes, no_provider
+from p2pnode.jobs.suppliers import RecentCall, Suppliers, no_provider, order_within
+from p2pnode.jobs.supply import Supply
 from p2pnode.reasons import EndReason, Reason
 
 OnAnswer = Callable[["Answer | P2PNodeError"], None]
@@ -366,33 +368,6 @@ def values_bytes(values: Mapping[str, Any]) -> int:
     """Give how many bytes of tensors these values hold; texts and mappings count as nothing."""
     flat = [item for value in values.values() for item in (value if isinstance(value, list) else [value])]
     return sum(item.nbytes for item in flat if hasattr(item, "nbytes") and item.dtype != object)
-
-
-async def order_within(
-    budget: Budget, suppliers: Suppliers, candidate: Candidate, terms: Terms, shares: int, job: bytes | None, shapes: Shapes
-) -> Supply:
-    """Reserve a share of the budget, order for at most that, and give the agreement, which then holds the reservation.
-
-    shares: how many providers share what is left, 0 for all to one. Raises Refused(BUDGET) when one call does not fit, PeerError.
-    """
-    free, price = budget.free, candidate.price
-    amount = max(suppliers.settings.agreement_amount_max, price)
-    if free is not None:
-        if free < price:
-            raise Refused(Reason.BUDGET, f"the next call may cost {price} micro-credits, {free} are left of this job's total")
-        # Half a provider's share at a time, so that something is left for the next order; not less than a sixteenth of the
-        # whole, so that a small budget is not cut into many agreements. shares 0: one order is all there will be.
-        part = free if not shares else max(price, free // (2 * shares), (budget.limit or 0) // (16 * shares))
-        amount = min(free, part)
-    holder = object()
-    budget.reserve(holder, amount)
-    try:
-        supply = await suppliers.order(candidate, terms, amount, job, shapes)
-        budget.rename(holder, supply.id)
-        return supply
-    finally:
-        # Cancelled or refused: no call was sent, so nothing can be owed. A reservation that was handed on stays.
-        budget.release(holder)
 
 
 # The provider is well and the agreement stands: the same call may be welcome a moment later.
