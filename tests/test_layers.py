@@ -35,7 +35,7 @@ MAY_WAIT_FILES = {
     "service.py", "mdns.py", "hardware.py", "runtime.py", "worker.py", "sandbox.py", "zygote.py",
     "children.py", "confined.py", "remote_worker.py",
 }  # fmt: skip
-MAY_WAIT_FILES |= {"suppliers.py", "sessions.py", "map_runs.py", "recalls.py", "former_agreements.py"}
+MAY_WAIT_FILES |= {"suppliers.py", "sessions.py", "map_runs.py", "recalls.py", "former_agreements.py", "supply.py"}
 MAY_WAIT_FILES |= {"bell.py", "buying.py", "payments.py", "way_back.py", "selling.py", "storefront.py", "purchasing.py"}
 MAY_WAIT_FILES |= {"model_transfer.py", "withdrawals.py", "advertising.py", "finding.py"}
 # Discovery on the real transport: dials, timers and nurseries; the machines they drive stay pure.

@@ -2,15 +2,17 @@
 
 Pure: `handle(event, now)` and `tick(now)` give effects, the service performs them. Each item is waiting, placed (with one or
 two providers), done or failed. Each provider is a lane with a bounded number of calls in flight; a lane without room gets
-nothing, so a slow provider takes less and a lost one returns what it held.
+nothing, so a slow provider takes less and a lost one returns what it held. A provider that has no room for more gets fewer at
+once, and rests where it holds nothing; its items did not fail.
 """
 
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from p2pnode.jobs.back_pressure import PASSING_REASONS, Ceiling, is_back_pressure
 from p2pnode.jobs.hedging import Latencies
-from p2pnode.jobs.retries import Cause, cause_of, reason_of
+from p2pnode.jobs.retries import Cause, backoff_seconds, cause_of, reason_of
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.reasons import EndReason, Reason
 
@@ -104,8 +106,26 @@ Effect = Place | CancelCopy | GaveUp | Finished
 
 @dataclass(slots=True)
 class _Lane:
+    """One provider. refusals: for lack of room while it held nothing, in a row, the first of them at refused_since."""
+
     capacity: int
     holds: set[int] = field(default_factory=set)
+    ceiling: Ceiling = field(default_factory=Ceiling)
+    refusals: int = 0
+    refused_since: float = 0.0
+    rests_until: float = 0.0
+
+    @property
+    def limit(self) -> int:
+        return min(self.capacity, self.ceiling.calls)
+
+    def has_room(self, now: float) -> bool:
+        return len(self.holds) < self.limit and now >= self.rests_until
+
+    def answered(self) -> None:
+        self.ceiling.answered()
+        self.refusals = 0
+        self.rests_until = 0.0
 
 
 @dataclass(slots=True)
@@ -145,7 +165,9 @@ class MapMachine:
     def wants_lanes(self) -> bool:
         """True while items wait and no lane has room for them."""
         waiting = self.count - self.done - self.failed - len(self._placed)
-        return self._ending is None and waiting > 0 and all(len(lane.holds) >= lane.capacity for lane in self._lanes.values())
+        if self._ending is not None or waiting <= 0:
+            return False
+        return all(lane.refusals or len(lane.holds) >= lane.limit for lane in self._lanes.values())
 
     def holds(self, key: bytes) -> bool:
         """Say whether a lane has calls in flight."""
@@ -190,6 +212,7 @@ class MapMachine:
     def deadline(self, now: float) -> float:
         """When the next tick is due without an event; infinity when only events matter."""
         times = [self._later[0][0]] if self._later else []
+        times += [lane.rests_until for lane in self._lanes.values()]
         wait = self.latencies.hedge_after_seconds()
         if wait is not None and self._ending is None and len(self._lanes) > 1:
             times += [time + wait for copies in self._placed.values() if not copies.hedged for time in copies.sent.values()]
@@ -198,7 +221,7 @@ class MapMachine:
     def _place(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         unfit: set[bytes] = set()
-        while (key := self._roomiest(unfit)) is not None:
+        while (key := self._roomiest(now, unfit)) is not None:
             position = self._next(key)
             if position is None:
                 unfit.add(key)
@@ -222,16 +245,14 @@ class MapMachine:
         for position, copies in sorted(self._placed.items()):
             if copies.hedged or not copies.sent or now < min(copies.sent.values()) + wait:
                 continue
-            key = self._roomiest(set(copies.sent))
+            key = self._roomiest(now, set(copies.sent))
             if key is not None:
                 effects.append(self._send(position, key, now, is_hedge=True))
         return effects
 
-    def _roomiest(self, excluded: set[bytes] | None = None) -> bytes | None:
+    def _roomiest(self, now: float, excluded: set[bytes]) -> bytes | None:
         free = [
-            (len(lane.holds) / lane.capacity, key)
-            for key, lane in self._lanes.items()
-            if len(lane.holds) < lane.capacity and key not in (excluded or ())
+            (len(lane.holds) / lane.limit, key) for key, lane in self._lanes.items() if key not in excluded and lane.has_room(now)
         ]
         return min(free)[1] if free else None
 
@@ -262,6 +283,8 @@ class MapMachine:
 
     def _answered(self, event: Answered) -> list[Effect]:
         self._release(event.position, event.key)
+        if event.key in self._lanes:
+            self._lanes[event.key].answered()
         copies = self._placed.pop(event.position, None)
         if self._finished[event.position]:
             return []
@@ -275,24 +298,42 @@ class MapMachine:
 
     def _failed(self, event: CallFailed, now: float) -> list[Effect]:
         self._release(event.position, event.key)
+        is_to_wait = self._has_no_room(event, now)
         copies = self._placed.get(event.position)
         if self._finished[event.position] or (copies is not None and copies.sent):
             return []
         self._placed.pop(event.position, None)
         cause = cause_of(event.error)
-        if cause is Cause.OURS:
+        if cause is Cause.OURS or is_to_wait:
             heapq.heappush(self._ready, event.position)
             return []
         failures = self._failures[event.position] = self._failures.get(event.position, 0) + 1
         detail = getattr(event.error, "detail", "") or str(event.error)
         if cause is Cause.INPUT or failures >= self._settings.attempts_max:
             return self._give_up(event.position, reason_of(event.error), detail)
-        settings = self._settings
-        wait = min(settings.backoff_first_seconds * 2.0 ** min(failures - 1, 20), settings.backoff_max_seconds)
-        wait *= 1.0 - settings.backoff_jitter + 2.0 * settings.backoff_jitter * event.jitter
         self._avoid[event.position] = event.key
-        heapq.heappush(self._later, (now + wait, event.position))
+        heapq.heappush(self._later, (now + backoff_seconds(self._settings, failures, event.jitter), event.position))
         return []
+
+    def _has_no_room(self, event: CallFailed, now: float) -> bool:
+        """Note a refusal for lack of room; says whether the item merely waits for it, which is no failure.
+
+        A provider that holds something will have room when that has ended. One that holds nothing is full of others' work: it
+        is tried less and less often, with one item; when nobody else is left, for so long and no longer.
+        """
+        is_to_wait, lane = is_back_pressure(event.error), self._lanes.get(event.key)
+        if lane is None or reason_of(event.error) not in PASSING_REASONS:
+            return is_to_wait
+        lane.ceiling.refused(len(lane.holds))
+        if is_to_wait and not lane.holds:
+            lane.refused_since = lane.refused_since if lane.refusals else now
+            lane.refusals += 1
+            lane.rests_until = now + backoff_seconds(self._settings, lane.refusals, event.jitter)
+            oldest = now - self._settings.retry_total_seconds
+            open_lanes = [each for each in self._lanes.values() if each.capacity]
+            if open_lanes and all(each.refusals and each.refused_since < oldest for each in open_lanes):
+                self._ending = self._ending or Finished(EndReason.REFUSED, reason_of(event.error), str(event.error))
+        return is_to_wait
 
     def _give_up(self, position: int, reason: Reason, detail: str) -> list[Effect]:
         self._finished[position] = 2

@@ -11,6 +11,7 @@ import trio
 
 from p2pnode.environment import Environment
 from p2pnode.errors import InputError, P2PNodeError, PeerError, Refused, StoreError, TooSlow, Unreachable
+from p2pnode.jobs.back_pressure import PASSING_REASONS
 from p2pnode.jobs.batches import (
     Answered,
     CallFailed,
@@ -32,16 +33,17 @@ from p2pnode.jobs.item_book import ItemBook
 from p2pnode.jobs.outputs import Part, assemble, part_path, read_part
 from p2pnode.jobs.progress import MapProgress, running_progress
 from p2pnode.jobs.recalls import Recalls
-from p2pnode.jobs.sessions import Local, order_within
+from p2pnode.jobs.sessions import Local
 from p2pnode.jobs.settings import JobSettings
+from p2pnode.jobs.shapes import Shapes, input_shapes, larger_shapes
 from p2pnode.jobs.spec import MapSpec
-from p2pnode.jobs.suppliers import Shapes, Suppliers, Supply, input_shapes, larger_shapes, no_provider
+from p2pnode.jobs.suppliers import Suppliers, no_provider, order_within
+from p2pnode.jobs.supply import Supply
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.store import jobs as rows
 
 _LOCAL_LANE = b"local"
 _LANE_ENDS = frozenset({Reason.BUDGET, Reason.AGREEMENT_ENDED, Reason.UNKNOWN_AGREEMENT, Reason.SHAPE_OVER_QUOTE})
-_PASSING = frozenset({Reason.BUSY, Reason.RATE, Reason.TOO_MANY_REQUESTS, Reason.MEMORY})
 
 
 class MapRun:
@@ -256,7 +258,7 @@ class MapRun:
         if reason in _LANE_ENDS:
             self._retire(key)
             return CallFailed(position, key, Refused(Reason.CANCELLED), 0.0)
-        if supply is not None and reason not in _PASSING and isinstance(error, PeerError):
+        if supply is not None and reason not in PASSING_REASONS and isinstance(error, PeerError):
             self._suppliers.failed(supply.peer, self.model_id, error)
             if self._suppliers.is_banned(supply.peer, self.model_id):
                 self._retire(key)

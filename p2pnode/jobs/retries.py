@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 from p2pnode.errors import PeerError, ProtocolViolation, Refused, TooSlow, Unreachable, WorkError
+from p2pnode.jobs.back_pressure import is_back_pressure
 from p2pnode.jobs.settings import JobSettings
 from p2pnode.reasons import EndReason, Reason
+
+
+def backoff_seconds(settings: JobSettings, failures: int, jitter: float) -> float:
+    """Give how long to wait after so many failures in a row. jitter: a random number in [0, 1)."""
+    raw = min(settings.backoff_first_seconds * 2.0 ** min(failures - 1, 20), settings.backoff_max_seconds)
+    return raw * (1.0 - settings.backoff_jitter + 2.0 * settings.backoff_jitter * jitter)
 
 
 class State(Enum):
@@ -103,7 +110,9 @@ class BanBook:
         self._bans: dict[tuple[bytes, bytes, Cause], Ban] = {}
 
     def record(self, peer: bytes, model: bytes, error: Exception, now: float) -> Ban | None:
-        """Remember a failure with a model. Gives the ban it caused; a bad input bans nobody."""
+        """Remember a failure with a model. Gives the ban it caused; a bad input bans nobody, nor does having no room."""
+        if is_back_pressure(error):
+            return None
         cause, reason = cause_of(error), reason_of(error)
         first = {
             Cause.PROVIDER: self._settings.ban_fault_seconds,
@@ -186,6 +195,7 @@ class Attempts:
         self._started = started
         self._end = started + deadline_seconds if deadline_seconds is not None else float("inf")
         self._state_end = started + settings.match_seconds
+        self.in_line_since = float("inf")
         self.state = State.MATCH
         self.failures = 0
 
@@ -193,6 +203,18 @@ class Attempts:
     def deadline(self) -> float:
         """When the present state, or the whole work, has taken too long (monotonic seconds)."""
         return min(self._state_end, self._end)
+
+    def enter_line(self, now: float) -> float:
+        """Note that the work waits in line at a provider that is well; gives until when it may (monotonic seconds).
+
+        As long as one run may take, from the first time on. Until then a refusal uses up no attempt; later it does, as ever.
+        """
+        self.in_line_since = min(self.in_line_since, now)
+        return min(self.in_line_since + self._settings.run_seconds, self._end)
+
+    def has_waited_too_long(self, now: float) -> bool:
+        """Say whether the whole work's time is over and some of it went by in line."""
+        return now >= self._end > self.in_line_since
 
     def handle(self, event: Entered | Failed, now: float) -> RetryAt | GiveUp | None:
         """Take an event. Entered gives None; Failed gives when to try again, or that it is over."""
@@ -208,8 +230,7 @@ class Attempts:
         if cause is Cause.OURS:
             return GiveUp(_OURS.get(reason, EndReason.FAILED), reason, detail)
         settings = self._settings
-        raw = min(settings.backoff_first_seconds * 2.0 ** min(self.failures - 1, 20), settings.backoff_max_seconds)
-        when = now + raw * (1.0 - settings.backoff_jitter + 2.0 * settings.backoff_jitter * event.jitter)
+        when = now + backoff_seconds(settings, self.failures, event.jitter)
         if when >= self._end:
             return GiveUp(EndReason.EXPIRED, Reason.DEADLINE, detail)
         if self.failures >= settings.attempts_max or when - self._started > settings.retry_total_seconds:

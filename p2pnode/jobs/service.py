@@ -28,8 +28,9 @@ from p2pnode.jobs.recalls import Recalls
 from p2pnode.jobs.retries import Cause, cause_of, reason_of
 from p2pnode.jobs.sessions import Answer, Local, ModelView, Session
 from p2pnode.jobs.settings import JobSettings
+from p2pnode.jobs.shapes import input_shapes
 from p2pnode.jobs.spec import JobSpec, MapSpec, SessionSpec, Terms, decode_map_spec
-from p2pnode.jobs.suppliers import Suppliers, input_shapes
+from p2pnode.jobs.suppliers import Suppliers
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import EndReason, Reason
 from p2pnode.store import jobs as rows

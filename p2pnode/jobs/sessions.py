@@ -1,8 +1,8 @@
 """A session: one model at one or a few providers, agreements reused call after call, replaced when they end or fail.
 
 `call_nowait` is the hot path: one dictionary look-up, one request on a standing agreement, one callback. Whatever it cannot
-do at once (no agreement yet, a larger shape, a lost provider) `call` does: quote, order, retry with back-off, and at the
-end, where the terms allow it, this node's own sandbox.
+do at once (no agreement yet, a larger shape, a lost provider) `call` does: quote, order, wait in line where a provider has no
+room for more, retry with back-off, and at the end, where the terms allow it, this node's own sandbox.
 """
 
 from collections import OrderedDict
@@ -16,12 +16,15 @@ import trio
 
 from p2pnode.environment import Environment
 from p2pnode.errors import P2PNodeError, PeerError, Refused, TooSlow, Unreachable, WorkError
+from p2pnode.jobs.back_pressure import PASSING_REASONS, is_back_pressure
 from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.feeds import ValueInfo, as_values
 from p2pnode.jobs.placement import Candidate
 from p2pnode.jobs.retries import Attempts, Cause, Entered, Failed, GiveUp, State, cause_of
+from p2pnode.jobs.shapes import Shapes, grown_shapes, input_shapes
 from p2pnode.jobs.spec import Terms
-from p2pnode.jobs.suppliers import RecentCall, Shapes, Suppliers, Supply, grown_shapes, input_shapes, no_provider
+from p2pnode.jobs.suppliers import RecentCall, Suppliers, no_provider, order_within
+from p2pnode.jobs.supply import Supply
 from p2pnode.reasons import EndReason, Reason
 
 OnAnswer = Callable[["Answer | P2PNodeError"], None]
@@ -95,7 +98,7 @@ class Session:
         return [answer.outputs[name] for name in names]
 
     def call_nowait(self, values: Mapping[str, Any], outputs: Sequence[str], on_answer: OnAnswer) -> bool:
-        """Send a call on a standing agreement; False, and nothing done, when there is none that covers it.
+        """Send a call on a standing agreement; False, and nothing done, when there is none that covers it and has room.
 
         on_answer runs once in the event loop. An error it gets has been recorded; `call` would try elsewhere.
         """
@@ -120,7 +123,10 @@ class Session:
                 return await self._attempt(values, outputs, attempts)
             except (PeerError, WorkError) as error:
                 attempts = attempts or Attempts(settings, started, self.terms.deadline_seconds)
-                verdict = attempts.handle(Failed(error, self._jitter()), self._clock.monotonic())
+                now = self._clock.monotonic()
+                if is_back_pressure(error) and self._is_under_way(values) and now < attempts.enter_line(now):
+                    continue  # the provider is well and at work for this session: there will be room
+                verdict = attempts.handle(Failed(error, self._jitter()), now)
                 if isinstance(verdict, GiveUp):
                     if self._local is not None and verdict.end in _LOCAL_HELPS and cause_of(error) is not Cause.INPUT:
                         return await self._run_locally(values, outputs)
@@ -134,6 +140,8 @@ class Session:
     async def aclose(self) -> None:
         """End the agreements: last receipts, last cheques. Bounded in time, also when cancelled."""
         self._closed = True
+        for supply in self._supplies:
+            self._give_up(supply)
         with trio.move_on_after(self._suppliers.settings.return_seconds, shield=True):
             async with trio.open_nursery() as nursery:
                 for supply in self._supplies:
@@ -142,15 +150,34 @@ class Session:
 
     async def _attempt(self, values: Mapping[str, Any], outputs: Sequence[str], attempts: Attempts) -> Answer:
         supply = self._covering(values)
-        if supply is None:
-            supply = await self._order(values, attempts)
+        while supply is None:
+            full = next((each for each in self._supplies if each.room < 1 and each.usable and each.takes(values)), None)
+            supply = await (self._order(values, attempts) if full is None else self._turn(full, attempts))
         attempts.handle(Entered(State.RUN), self._clock.monotonic())
         with trio.move_on_at(attempts.deadline):
             return await self._through(supply, values, outputs, inf)
         error = TooSlow("the provider did not answer in time")
-        self._suppliers.failed(supply.peer, self.model_id, error)
-        supply.failed = True
+        if not attempts.has_waited_too_long(self._clock.monotonic()):
+            self._suppliers.failed(supply.peer, self.model_id, error)
+            self._give_up(supply)
         raise error
+
+    async def _turn(self, supply: Supply, attempts: Attempts) -> Supply | None:
+        """Wait in line for room at this agreement, which then has to be used at once. None: it ended.
+
+        Raises Refused(BUSY) when the time for that is over, Refused(CANCELLED) when the session is closed.
+        """
+        self.waits_for = Reason.BUSY
+        with trio.move_on_at(attempts.enter_line(self._clock.monotonic())):
+            await supply.wait_in_line(attempts.in_line_since)
+            if self._closed:
+                raise Refused(Reason.CANCELLED, "the session was closed")
+            return supply if supply.usable else None
+        raise Refused(Reason.BUSY, "the provider had no room for this call in time")
+
+    def _give_up(self, supply: Supply) -> None:
+        supply.failed = True
+        supply.let_in()
 
     async def _through(self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], deadline: float) -> Answer:
         """Make one call on this agreement. deadline: on the node's clock. Raises P2PNodeError.
@@ -168,7 +195,8 @@ class Session:
 
         def abort(_: object) -> trio.lowlevel.Abort:
             ticket.cancel()
-            supply.in_flight -= 1
+            supply.room += 1
+            supply.let_in()
             return trio.lowlevel.Abort.SUCCEEDED
 
         ticket = self._send(supply, values, outputs, on_answer, deadline)
@@ -192,7 +220,7 @@ class Session:
         if lost is None or not lost.supply.agreement.hold(lost.number):
             return None
         supply, agreement, started, is_held = lost.supply, lost.supply.agreement, self._clock.monotonic(), True
-        supply.in_flight += 1
+        supply.room -= 1
         try:
             if not await self._is_back(agreement):
                 return None
@@ -208,7 +236,8 @@ class Session:
             is_held = False
             raise
         finally:
-            supply.in_flight -= 1
+            supply.room += 1
+            supply.let_in()
             if is_held:
                 agreement.withdraw(lost.number)
         supply.failed = not agreement.is_open
@@ -244,18 +273,21 @@ class Session:
         return self._lost.pop((input_hash, tuple(outputs)), None)
 
     def _covering(self, values: Mapping[str, Any]) -> Supply | None:
-        best = None
+        best, most = None, 0
         for supply in self._supplies:
-            if supply.usable and (best is None or supply.in_flight < best.in_flight) and supply.takes(values):
-                best = supply
+            if supply.room > most and supply.usable and supply.takes(values):
+                best, most = supply, supply.room
         return best
 
-    async def _order(self, values: Mapping[str, Any], attempts: Attempts) -> Supply:
-        """Open one more agreement; several callers that need the same one wait for it."""
+    def _is_under_way(self, values: Mapping[str, Any]) -> bool:
+        """Say whether calls are under way where these values may be sent."""
+        return any(supply.in_flight and supply.usable and supply.takes(values) for supply in self._supplies)
+
+    async def _order(self, values: Mapping[str, Any], attempts: Attempts) -> Supply | None:
+        """Open one more agreement; several callers that need the same one wait for it. None: it is full by now."""
         async with self._ordering:
-            supply = self._covering(values)
-            if supply is not None:
-                return supply
+            if any(supply.usable and supply.takes(values) for supply in self._supplies):
+                return self._covering(values)
             await self._drop_unusable()
             shapes = input_shapes(values)
             wanted = shapes if self._is_single else grown_shapes(shapes, self.inputs)
@@ -303,19 +335,24 @@ class Session:
     def _send(
         self, supply: Supply, values: Mapping[str, Any], outputs: Sequence[str], on_answer: OnAnswer, deadline: float = inf
     ) -> Any:
-        supply.in_flight += 1
+        supply.room -= 1
         started, sent = self._clock.monotonic(), 0
         ticket: Any = None
 
         def done(result: Any) -> None:
-            supply.in_flight -= 1
+            supply.room += 1
             if not isinstance(result, P2PNodeError):
+                if supply.ceiling is not None:
+                    supply.answered()
+                    supply.let_in()
                 on_answer(self._answered(supply, result, self._clock.monotonic() - started, sent))
                 return
             if isinstance(result, Unreachable) and ticket is not None:
                 # Not paid, if the provider agrees, unless who asks again fetches it in time: see `_recalled`.
                 self._keep_lost(supply, ticket.number, values, outputs)
-            on_answer(self._broken(supply, result))
+            error = self._broken(supply, result)
+            supply.let_in()
+            on_answer(error)
 
         ticket = self._suppliers.send(supply, values, outputs, self.terms, done, deadline)
         sent = values_bytes(values)  # while the provider is at work already
@@ -329,7 +366,8 @@ class Session:
 
     def _broken(self, supply: Supply, error: P2PNodeError) -> P2PNodeError:
         reason = getattr(error, "reason", None)
-        if reason in _PASSING:
+        if reason in PASSING_REASONS:
+            supply.refused()
             return error
         if reason in _USED_UP:
             # This agreement has no room left; the job may have. Another order settles which.
@@ -368,34 +406,5 @@ def values_bytes(values: Mapping[str, Any]) -> int:
     return sum(item.nbytes for item in flat if hasattr(item, "nbytes") and item.dtype != object)
 
 
-async def order_within(
-    budget: Budget, suppliers: Suppliers, candidate: Candidate, terms: Terms, shares: int, job: bytes | None, shapes: Shapes
-) -> Supply:
-    """Reserve a share of the budget, order for at most that, and give the agreement, which then holds the reservation.
-
-    shares: how many providers share what is left, 0 for all to one. Raises Refused(BUDGET) when one call does not fit, PeerError.
-    """
-    free, price = budget.free, candidate.price
-    amount = max(suppliers.settings.agreement_amount_max, price)
-    if free is not None:
-        if free < price:
-            raise Refused(Reason.BUDGET, f"the next call may cost {price} micro-credits, {free} are left of this job's total")
-        # Half a provider's share at a time, so that something is left for the next order; not less than a sixteenth of the
-        # whole, so that a small budget is not cut into many agreements. shares 0: one order is all there will be.
-        part = free if not shares else max(price, free // (2 * shares), (budget.limit or 0) // (16 * shares))
-        amount = min(free, part)
-    holder = object()
-    budget.reserve(holder, amount)
-    try:
-        supply = await suppliers.order(candidate, terms, amount, job, shapes)
-        budget.rename(holder, supply.id)
-        return supply
-    finally:
-        # Cancelled or refused: no call was sent, so nothing can be owed. A reservation that was handed on stays.
-        budget.release(holder)
-
-
-# The provider is well and the agreement stands: the same call may be welcome a moment later.
-_PASSING = frozenset({Reason.BUSY, Reason.RATE, Reason.TOO_MANY_REQUESTS, Reason.MEMORY})
 _USED_UP = frozenset({Reason.BUDGET, Reason.AGREEMENT_ENDED, Reason.UNKNOWN_AGREEMENT})
 _LOCAL_HELPS = frozenset({EndReason.REFUSED, EndReason.FAILED, EndReason.PEER_LOST, EndReason.EXPIRED, EndReason.BUDGET})

@@ -7,33 +7,28 @@ deadline; who refuses or does not answer is remembered with the reason, for the 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, prod
-from operator import gt
+from math import inf
 from typing import Any
 
 import msgspec
-import numpy as np
 import trio
 
 from p2pnode.environment import Environment
 from p2pnode.errors import PeerError, Refused, TooSlow, WorkError
-from p2pnode.jobs.feeds import ValueInfo
+from p2pnode.jobs.budget import Budget
 from p2pnode.jobs.hedging import Latencies
 from p2pnode.jobs.placement import Candidate, Placement, Rejected, is_wanted, place
 from p2pnode.jobs.retries import BanBook, reason_of
 from p2pnode.jobs.settings import JobSettings
+from p2pnode.jobs.shapes import Shapes
 from p2pnode.jobs.spec import Terms
+from p2pnode.jobs.supply import Supply
 from p2pnode.market.negotiation import OrderTerms
 from p2pnode.market.pricing import call_amount, shapes_elements
 from p2pnode.reasons import EndReason, Reason
-from p2pnode.wire.messages.market import InputShape
 
-Shapes = tuple[InputShape, ...]
 _HISTORIES_MAX = 4096
 _RECENT_MAX = 1024
-# A symbolic dimension is quoted at least this large, so that sequences that grow by one need few quotes.
-_GROWN_DIMENSION = 16
-_GROWN_BYTES_MAX = 16 << 20
 
 
 class RecentCall(msgspec.Struct, frozen=True):
@@ -54,99 +49,6 @@ class History:
     latencies: Latencies
     accepted: float = 0.0
     failed: float = 0.0
-
-
-@dataclass(slots=True)
-class Supply:
-    """One standing agreement. limits: the largest shape per input that its quote covers. in_flight: calls under way."""
-
-    peer: bytes
-    agreement: Any
-    limits: Mapping[str, tuple[int, ...]]
-    amount_max: int
-    in_flight: int = 0
-    failed: bool = False
-
-    @property
-    def id(self) -> bytes:
-        """The agreement's id."""
-        return bytes(self.agreement.id)
-
-    @property
-    def charged(self) -> int:
-        """Micro-credits charged on it so far, paid by cheque or not yet."""
-        return int(self.agreement.spent + self.agreement.at_risk)
-
-    def next_number(self) -> int:
-        """Set a call number aside; it is never used twice, after a crash neither."""
-        return int(self.agreement.next_number())
-
-    @property
-    def usable(self) -> bool:
-        """True while calls may be sent on it."""
-        return not self.failed and self.agreement.is_open
-
-    def covers(self, shapes: Shapes) -> bool:
-        """Say whether calls of these shapes are within the quote."""
-        for item in shapes:
-            limit = self.limits.get(item.name)
-            if limit is None or len(limit) != len(item.shape) or any(map(gt, item.shape, limit)):
-                return False
-        return True
-
-    def takes(self, values: Mapping[str, Any]) -> bool:
-        """Say whether a call with these values is within the quote."""
-        for name, value in values.items():
-            if type(value) is not np.ndarray:
-                return self.covers(input_shapes(values))
-            limit = self.limits.get(name)
-            if limit is None or len(limit) != value.ndim or any(map(gt, value.shape, limit)):
-                return False
-        return True
-
-
-def input_shapes(values: Mapping[str, Any]) -> Shapes:
-    """Give the shapes to quote for these values. A sequence counts as the largest of its members, as often as it has any."""
-    shapes = []
-    for name, value in values.items():
-        if value is None:
-            continue
-        if isinstance(value, list):
-            members = [getattr(item, "size", 1) for item in value]
-            shapes.append(InputShape(name=name, shape=(len(members), max(members, default=0))))
-        elif isinstance(value, Mapping):
-            shapes.append(InputShape(name=name, shape=(len(value),)))
-        else:
-            shapes.append(InputShape(name=name, shape=tuple(value.shape)))
-    return tuple(shapes)
-
-
-def grown_shapes(shapes: Shapes, inputs: Sequence[ValueInfo]) -> Shapes:
-    """Give the shapes rounded up where the model leaves a dimension open, unless that would be very large."""
-    known = {info.name: info for info in inputs}
-    grown = []
-    for item in shapes:
-        info = known.get(item.name)
-        declared = info.shape if info is not None and len(info.shape) == len(item.shape) else (1,) * len(item.shape)
-        sizes = tuple(
-            size if isinstance(axis, int) or size == 0 else max(_GROWN_DIMENSION, 1 << (size - 1).bit_length())
-            for size, axis in zip(item.shape, declared, strict=True)
-        )
-        fits = prod(sizes) * 8 <= _GROWN_BYTES_MAX
-        grown.append(InputShape(name=item.name, shape=sizes if fits else item.shape))
-    return tuple(grown)
-
-
-def larger_shapes(first: Shapes, second: Shapes) -> Shapes:
-    """Give the shapes that cover both, input by input; where the number of axes differs the second's count."""
-    sizes = {item.name: tuple(item.shape) for item in first}
-    for item in second:
-        old = sizes.get(item.name, ())
-        if len(old) == len(item.shape):
-            sizes[item.name] = tuple(max(a, b) for a, b in zip(old, item.shape, strict=True))
-        else:
-            sizes[item.name] = tuple(item.shape)
-    return tuple(InputShape(name=name, shape=shape) for name, shape in sizes.items())
 
 
 class Suppliers:
@@ -399,6 +301,33 @@ class _Quoting:
     terms: Terms
     candidates: list[Candidate]
     rejected: list[Rejected]
+
+
+async def order_within(
+    budget: Budget, suppliers: Suppliers, candidate: Candidate, terms: Terms, shares: int, job: bytes | None, shapes: Shapes
+) -> Supply:
+    """Reserve a share of the budget, order for at most that, and give the agreement, which then holds the reservation.
+
+    shares: how many providers share what is left, 0 for all to one. Raises Refused(BUDGET) when one call does not fit, PeerError.
+    """
+    free, price = budget.free, candidate.price
+    amount = max(suppliers.settings.agreement_amount_max, price)
+    if free is not None:
+        if free < price:
+            raise Refused(Reason.BUDGET, f"the next call may cost {price} micro-credits, {free} are left of this job's total")
+        # Half a provider's share at a time, so that something is left for the next order; not less than a sixteenth of the
+        # whole, so that a small budget is not cut into many agreements. shares 0: one order is all there will be.
+        part = free if not shares else max(price, free // (2 * shares), (budget.limit or 0) // (16 * shares))
+        amount = min(free, part)
+    holder = object()
+    budget.reserve(holder, amount)
+    try:
+        supply = await suppliers.order(candidate, terms, amount, job, shapes)
+        budget.rename(holder, supply.id)
+        return supply
+    finally:
+        # Cancelled or refused: no call was sent, so nothing can be owed. A reservation that was handed on stays.
+        budget.release(holder)
 
 
 def no_provider(placement: Placement, terms: Terms) -> Refused:

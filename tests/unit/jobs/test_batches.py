@@ -135,6 +135,89 @@ def test_an_adopted_item_is_not_placed_a_second_time():
     assert not machine.holds(A)
 
 
+BUSY = Refused(Reason.BUSY, "no room for the attachment")
+
+
+def test_an_item_that_found_no_room_waits_until_another_has_ended():
+    machine = MapMachine(JobSettings(attempts_max=1), 10)
+    machine.handle(LaneOpened(A, 5), 0.0)
+    for position in (4, 2, 3):
+        assert machine.handle(CallFailed(position, A, BUSY, 0.5), 0.1) == []
+    assert machine.wants_lanes, "others may have room"
+    assert machine.tick(99.0) == []
+    assert placed(machine.handle(Answered(0, A, 1, 0.1), 99.0)) == [(2, A)]
+    assert placed(machine.handle(Answered(1, A, 1, 0.1), 99.1)) == [(3, A), (4, A)], "one more than before is tried"
+    assert machine.handle(CallFailed(4, A, BUSY, 0.5), 99.2) == []
+    assert machine.failed == 0
+
+
+def test_a_lane_without_room_rests_longer_and_longer_and_is_tried_with_one_item():
+    machine = MapMachine(JobSettings(attempts_max=1), 10)
+    machine.handle(LaneOpened(A, 3), 0.0)
+    now, waits = 0.0, []
+    for position in (0, 1, 2, 0, 0, 0):
+        assert machine.handle(CallFailed(position, A, BUSY, 0.5), now) == []
+        if not machine.in_flight:
+            assert machine.wants_lanes
+            due = machine.deadline(now)
+            assert machine.tick(due - 0.01) == []
+            assert placed(machine.tick(due)) == [(0, A)]
+            waits.append(due - now)
+            now = due
+    assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert placed(machine.handle(Answered(0, A, 1, 0.1), now)) == [(1, A), (2, A)]
+    assert machine.failed == 0
+
+
+def test_what_one_lane_has_no_room_for_goes_to_another():
+    machine = MapMachine(JobSettings(attempts_max=1), 3)
+    machine.handle(LaneOpened(A, 1), 0.0)
+    machine.handle(LaneOpened(B, 1), 0.0)
+    assert machine.handle(CallFailed(0, A, BUSY, 0.5), 0.0) == []
+    assert placed(machine.handle(Answered(1, B, 1, 0.05), 0.05)) == [(0, B)]
+
+
+def test_a_map_ends_when_nobody_has_room_for_too_long_and_no_item_has_failed():
+    machine = MapMachine(SETTINGS, 5)
+    machine.handle(LaneOpened(A, 1), 0.0)
+    now, effects = 0.0, []
+    while not effects:
+        effects = machine.handle(CallFailed(0, A, BUSY, 0.5), now)
+        now = min(machine.deadline(now), 1e6)
+        machine.tick(now)
+    assert SETTINGS.retry_total_seconds < now < SETTINGS.retry_total_seconds + 3 * SETTINGS.backoff_max_seconds
+    assert effects == [Finished(EndReason.REFUSED, Reason.BUSY, str(BUSY))]
+    assert machine.failed == 0
+
+
+def test_a_provider_without_room_does_not_end_what_another_works_on():
+    machine = MapMachine(JobSettings(hedging=False), 50)
+    machine.handle(LaneOpened(A, 1), 0.0)
+    machine.handle(LaneOpened(B, 1), 0.0)
+    for number in range(49):
+        busy = {position for position, key in flying(machine) if key == A}
+        for position in busy:
+            machine.handle(CallFailed(position, A, BUSY, 0.5), 10.0 * number)
+        [(position, key)] = flying(machine)
+        assert key == B
+        effects = machine.handle(Answered(position, B, 1, 0.1), 10.0 * number)
+        assert not any(isinstance(effect, Finished) for effect in effects)
+    assert (machine.done, machine.failed) == (49, 0)
+
+
+def flying(machine):
+    return sorted((position, key) for key, lane in machine._lanes.items() for position in lane.holds)
+
+
+def test_an_item_that_needs_too_much_memory_fails():
+    machine = MapMachine(JobSettings(attempts_max=2), 3)
+    machine.handle(LaneOpened(A, 2), 0.0)
+    error = Refused(Reason.MEMORY, "the model")
+    assert machine.handle(CallFailed(0, A, error, 0.5), 0.0) == []
+    assert placed(machine.handle(Answered(1, A, 1, 0.1), 1.0)) == [(0, A), (2, A)]
+    assert GaveUp(0, Reason.MEMORY, "the model") in machine.handle(CallFailed(0, A, error, 0.5), 1.0)
+
+
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 12), st.data())
@@ -154,7 +237,7 @@ def test_whatever_happens_every_item_ends_once(count, data):
     for step in range(400):
         now += 0.05
         calm = step > 60
-        choice = "answer" if calm else data.draw(st.sampled_from(["open", "close", "answer", "fail", "tick"]))
+        choice = "answer" if calm else data.draw(st.sampled_from(["open", "close", "answer", "fail", "busy", "tick"]))
         if not lanes and (calm or choice == "open"):
             lanes.add(A)
             take(machine.handle(LaneOpened(A, 2), now))
@@ -166,12 +249,14 @@ def test_whatever_happens_every_item_ends_once(count, data):
             lanes.discard(key)
             flying = {copy for copy in flying if copy[1] != key}
             take(machine.handle(LaneClosed(key), now))
-        elif choice in ("answer", "fail") and flying:
+        elif choice in ("answer", "fail", "busy") and flying:
             position, key = sorted(flying)[0]
             flying.discard((position, key))
             if choice == "answer":
                 answered.append(position)
                 take(machine.handle(Answered(position, key, 1, 0.05), now))
+            elif choice == "busy":
+                take(machine.handle(CallFailed(position, key, BUSY, 0.5), now))
             else:
                 error = Unreachable("gone") if step % 2 else TooSlow("late")
                 take(machine.handle(CallFailed(position, key, error, 0.5), now))

@@ -89,7 +89,14 @@ def test_bans_double_per_peer_and_cause_and_end():
     assert second.until - first.until == 2 * SETTINGS.ban_fault_seconds
     assert book.ban(PEER, MODEL, second.until - 0.1).cause is Cause.PROVIDER
     assert book.ban(PEER, MODEL, second.until) is None
-    assert book.record(PEER, MODEL, Refused(Reason.BUSY), 0.0).until == SETTINGS.ban_refused_seconds
+    assert book.record(PEER, MODEL, Refused(Reason.PRICE), 0.0).until == SETTINGS.ban_refused_seconds
+
+
+@pytest.mark.parametrize("reason", [Reason.BUSY, Reason.RATE, Reason.TOO_MANY_REQUESTS])
+def test_a_provider_without_room_is_not_banned(reason):
+    book = BanBook(SETTINGS)
+    assert book.record(PEER, MODEL, Refused(reason), 0.0) is None
+    assert book.ban(PEER, MODEL, 0.0) is None
 
 
 def test_a_bad_input_bans_nobody_and_success_forgives():
