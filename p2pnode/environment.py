@@ -66,6 +66,24 @@ class ByteStream(Protocol):
         """Wait for bytes and put them at the start of `buffer`; 0 at the end of the stream. Raises Unreachable."""
         ...
 
+    async def wait_readable(self) -> None:
+        """Wait until `receive_nowait` probably has something to give. Raises Unreachable."""
+        ...
+
+    def receive_nowait(self, buffer: memoryview) -> int:
+        """Put the bytes that are there at the start of `buffer`; 0 at the end of the stream, -1 when there are none now.
+
+        Raises Unreachable.
+        """
+        ...
+
+    def poll(self, buffer: memoryview, seconds: float) -> int:
+        """`receive_nowait`, but asleep for up to a time, in which nothing else runs on this thread; -1 when nothing came.
+
+        Where time is simulated nothing can come meanwhile: it gives -1. Raises Unreachable.
+        """
+        ...
+
     def close(self) -> None:
         """Close both directions at once; whoever waits on the stream gets Unreachable. Idempotent."""
         ...

@@ -68,6 +68,11 @@ class OutgoingCall:
         """The call's number within its agreement."""
         return self.message.number
 
+    def poll(self) -> None:
+        """Wait a moment for an answer that comes at once, in which nothing else runs; see `transport.link.Link.poll`."""
+        if self.link is not None:
+            self.link.poll()
+
     def cancel(self) -> None:
         """Give the call up: `on_answer` will not run. If the provider has executed it by then, it is paid all the same."""
         self._agreement.cancel(self)

@@ -158,10 +158,10 @@ class RunningCall:
         self._cancelled = False
 
     def start(self) -> None:
-        """Take the inputs, when they come, into the worker's memory if it has room then."""
+        """Take the inputs, when they come, into the worker's memory if it has room then; small ones are copied there later."""
         incoming = self._incoming
         incoming.on_cancel = self.cancel
-        incoming.receive(self._memory, self._received, self._arrived)
+        incoming.receive(None if incoming.is_inline else self._memory, self._received, self._arrived)
 
     def _memory(self) -> memoryview | None:
         terms = self._seat.terms

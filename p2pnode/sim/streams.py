@@ -174,15 +174,31 @@ class MemoryStream:
 
         Bytes that are there already are given without a wait; who reads on will come to the end of them.
         """
+        await self.wait_readable()
+        return self.receive_nowait(buffer)
+
+    async def wait_readable(self) -> None:
+        """Wait until bytes, or the end, have arrived. Raises Unreachable."""
         pipe = self._incoming
         while True:
             if self._is_closed or pipe.is_broken:
                 raise Unreachable(f"the connection to {self._remote_address} broke")
-            now = pipe.network.now()
-            if pipe.chunks and pipe.chunks[0][0] <= now:
-                return self._take(buffer, now)
+            if pipe.chunks and pipe.chunks[0][0] <= pipe.network.now():
+                return
             pipe.reader = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(self._stop_reading)
+
+    def receive_nowait(self, buffer: memoryview) -> int:
+        """Take what has arrived by now; 0 at the end, -1 when there is nothing. Raises Unreachable."""
+        pipe = self._incoming
+        if self._is_closed or pipe.is_broken:
+            raise Unreachable(f"the connection to {self._remote_address} broke")
+        now = pipe.network.now()
+        return self._take(buffer, now) if pipe.chunks and pipe.chunks[0][0] <= now else -1
+
+    def poll(self, buffer: memoryview, seconds: float) -> int:
+        """Give -1: nothing arrives while a task runs."""
+        return -1
 
     def break_off(self) -> None:
         """Cut the connection as a reset would: both ends get Unreachable, what was unread is lost."""

@@ -32,6 +32,8 @@ Result = TypeVar("Result")
 # How soon a link that became busy is looked at, and how often while it is; every time-out is many times longer.
 _SOON_SECONDS = 5.0
 _BUSY_SECONDS = 1.0
+# How long to poll for an answer (again if something else came, at most so often), and when again after polls in vain.
+_POLL_SECONDS, _POLLS_MAX, _VAIN_POLLS_MAX, _POLL_AGAIN = 0.0004, 4, 3, 16
 # The first receive buffer of a link. It doubles up to the size from which on the whole is mapped.
 _FIRST_BUFFER_BYTES = 2048
 _MAPPED_BYTES_MIN = 65_536
@@ -73,6 +75,7 @@ class Link:
         self._dispatcher = Dispatcher(self.peer.node_id, self._session, around)
         self._scope = trio.CancelScope()
         self._is_parked = False
+        self._polls = self._vain_polls = 0
         self._retire_at = float("inf")
         # When `tick` next has something to do, if nothing happens until then.
         self.due_at = 0.0
@@ -97,9 +100,8 @@ class Link:
     def idle_since(self) -> float:
         """Give when the link last carried a message; never, as infinity, for one that is kept, in use or over."""
         session = self._session
-        if session.pinned or session.waiting or session.open_requests or self.closed is not None:
-            return math.inf
-        return session.active_at
+        is_used = session.pinned or session.waiting or session.open_requests or self.closed is not None
+        return math.inf if is_used else session.active_at
 
     @property
     def local_address(self) -> str:
@@ -312,17 +314,43 @@ class Link:
         while self.closed is None:
             self._is_parked = True
             try:
-                count = await self._stream.receive_into(self._received[self._end_of_data :])
+                await self._stream.wait_readable()
+                count = self._stream.receive_nowait(self._received[self._end_of_data :])
             except Unreachable:
                 count = 0
             finally:
                 self._is_parked = False
-            if count == 0:
-                self.end(self._session.heard_goodbye or Reason.CONNECTION_LOST)
-                return
+            self._take(count)
+
+    def poll(self) -> None:
+        """Wait a moment for the answer to the only open request, outside the event loop, whose turns are long for a quick call.
+
+        After some polls in vain, as over any but the shortest path, it is tried only now and then.
+        """
+        session = self._session
+        if len(session.waiting) != 1 or not self._is_parked or self._pump.blocked or session.outbox.streams:
+            return
+        self._polls += 1
+        if self._vain_polls >= _VAIN_POLLS_MAX and self._polls % _POLL_AGAIN:
+            return
+        for _ in range(_POLLS_MAX):
+            try:
+                count = self._stream.poll(self._received[self._end_of_data :], _POLL_SECONDS)
+            except Unreachable:
+                count = 0
+            self._take(count)
+            if count <= 0 or not session.waiting:
+                break
+        self._vain_polls = self._vain_polls + 1 if session.waiting else 0
+
+    def _take(self, count: int) -> None:
+        """So many bytes have come: 0 means the end, less than that nothing."""
+        if count > 0:
             self._end_of_data += count
             self._metrics.add("received_bytes_total", amount=count)
             self._process(self._clock.monotonic())
+        elif count == 0:
+            self.end(self._session.heard_goodbye or Reason.CONNECTION_LOST)
 
     def _process(self, now: float) -> None:
         """Handle every whole record that is there, then send what came of them in one go."""

@@ -41,7 +41,9 @@ class Outbox:
         self._control = 0
         self._records: list[tuple[list[Buffer], int]] = []
         self._control_total = 0
-        self._sealed_callbacks: list[Callable[[], None]] = []
+        # Owners of attachments inside frames, and those whose frames are sealed: told at the next `output`, when these are sent.
+        self._owners: list[Callable[[], None]] = []
+        self._sealed_owners: list[Callable[[], None]] = []
         self._finished: Callable[[int], None] = lambda number: None
         self._ready: list[OutgoingStream] = []
         self._rekeyed_at = now
@@ -54,8 +56,8 @@ class Outbox:
 
     @property
     def has_output(self) -> bool:
-        """True if `output` would write something, given room."""
-        return bool(self._parts or self._records or self._ready)
+        """True if `output` would write something, given room, or tell an owner that a buffer is free again."""
+        return bool(self._parts or self._records or self._ready or self._sealed_owners)
 
     def open(
         self,
@@ -88,7 +90,7 @@ class Outbox:
             stream = self.streams[number] = OutgoingStream(number, chunks, total, window, on_sent, now)
             self._make_ready(stream)
         elif on_sent is not None:
-            self._sealed_callbacks.append(on_sent)
+            self._owners.append(on_sent)
 
     def queue(self, kind: int, number: int, body: bytes = b"") -> None:
         """Queue a small frame. Raises ProtocolViolation(TOO_SLOW) when the queue is over its limit."""
@@ -113,10 +115,12 @@ class Outbox:
             self._finish(stream)
 
     def output(self, space: memoryview, now: float) -> int:
-        """Seal what is due to the start of `space` and give the size: control frames first, then attachments in turn.
+        """Seal what is due to the start of `space` and give the size: control frames first, then attachments.
 
         space: at least one full record and 64 bytes. Call again while it gives more than 0.
         """
+        if self._sealed_owners:
+            self._tell_owners()
         written = 0
         room = len(space)
         if self._since_rekey >= self._limits.rekey_records or now - self._rekeyed_at >= self._limits.rekey_seconds:
@@ -137,10 +141,8 @@ class Outbox:
                 self._parts = []
                 self._size = self._control = 0
             written += self._seal(plain, space[written:])
-        if self._sealed_callbacks:
-            callbacks, self._sealed_callbacks = self._sealed_callbacks, []
-            for callback in callbacks:
-                callback()
+        if self._owners:
+            self._sealed_owners, self._owners = self._owners, []
         while self._ready and not self._parts and room - written >= frames.RECORD_SIZE_MAX + 64:
             written += self._send_burst(space[written:], now)
         return written
@@ -149,9 +151,9 @@ class Outbox:
         """The session is over: every owner gets its buffers back."""
         for number in list(self.streams):
             self.forget(number)
-        callbacks, self._sealed_callbacks = self._sealed_callbacks, []
-        for callback in callbacks:
-            callback()
+        self._tell_owners()
+        self._sealed_owners, self._owners = self._owners, []
+        self._tell_owners()
 
     def stalled(self, now: float) -> bool:
         """Say whether some attachment got no credit for too long."""
@@ -176,6 +178,11 @@ class Outbox:
         else:
             self._make_ready(stream)
         return written
+
+    def _tell_owners(self) -> None:
+        owners, self._sealed_owners = self._sealed_owners, []
+        for on_sent in owners:
+            on_sent()
 
     def _next(self, now: float) -> OutgoingStream:
         """Take the attachment that goes now: the one with the fewest bytes left.

@@ -71,6 +71,11 @@ class Incoming:
         self._source: SinkSource | None = None
         self._reserved = 0
 
+    @property
+    def is_inline(self) -> bool:
+        """True while the attachment lies in the receive buffer: `receive` then completes at once."""
+        return self._inline is not None
+
     def receive(
         self, sink: SinkSource | None, on_complete: Callable[[memoryview], None], on_bytes: OnBytes | None = None
     ) -> None:

@@ -5,6 +5,7 @@ when the kernel has none, or no room.
 """
 
 import errno
+import select
 import socket
 from collections.abc import Sequence
 
@@ -66,24 +67,40 @@ class TcpStream:
             raise Unreachable(f"the connection to {self._remote} is closed") from error
 
     async def receive_into(self, buffer: memoryview) -> int:
-        """Wait for bytes; 0 at the end. A receive of many bytes is followed, a few times, by one without a wait."""
-        eager = self._eager > 0
+        """Wait for bytes; 0 at the end."""
         while True:
-            if not eager:
-                try:
-                    await trio.lowlevel.wait_readable(self._socket)
-                except (trio.ClosedResourceError, ValueError) as error:
-                    raise Unreachable(f"the connection to {self._remote} is closed") from error
-                self._eager = _EAGER_RECEIVES
-            try:
-                count = self._socket.recv_into(buffer)
-            except BlockingIOError:
-                eager = False
-                continue
-            except OSError as error:
-                raise Unreachable(f"the connection to {self._remote} broke: {error.strerror}") from error
-            self._eager = self._eager - 1 if count >= _BULK_BYTES or count == len(buffer) else 0
-            return count
+            await self.wait_readable()
+            count = self.receive_nowait(buffer)
+            if count >= 0:
+                return count
+
+    async def wait_readable(self) -> None:
+        """Wait for bytes; a few times not at all after many came at once: then more are probably there."""
+        if self._eager > 0:
+            return
+        try:
+            await trio.lowlevel.wait_readable(self._socket)
+        except (trio.ClosedResourceError, ValueError) as error:
+            raise Unreachable(f"the connection to {self._remote} is closed") from error
+        self._eager = _EAGER_RECEIVES
+
+    def receive_nowait(self, buffer: memoryview) -> int:
+        """Take what the kernel has; 0 at the end, -1 when it has nothing now."""
+        try:
+            count = self._socket.recv_into(buffer)
+        except BlockingIOError:
+            self._eager = 0
+            return -1
+        except OSError as error:
+            raise Unreachable(f"the connection to {self._remote} broke: {error.strerror}") from error
+        self._eager = self._eager - 1 if count >= _BULK_BYTES or count == len(buffer) else 0
+        return count
+
+    def poll(self, buffer: memoryview, seconds: float) -> int:
+        """Sleep in the kernel, not in the event loop, until there is something or the time is over."""
+        if self._socket.fileno() < 0 or not select.select((self._socket,), (), (), seconds)[0]:
+            return -1
+        return self.receive_nowait(buffer)
 
     def close(self) -> None:
         """Close at once. Idempotent; whoever waits on the stream gets Unreachable."""

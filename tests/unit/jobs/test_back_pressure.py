@@ -34,6 +34,9 @@ class Ticket:
         self.agreement, self.value, self.on_answer = agreement, value, on_answer
         self.number, self.scope, self.is_over = len(agreement.sent), trio.CancelScope(), False
 
+    def poll(self):
+        pass
+
     def cancel(self):
         assert not self.is_over
         self.is_over = True
