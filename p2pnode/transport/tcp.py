@@ -19,6 +19,8 @@ _BULK_BYTES = 65_536
 # After so many receives without a wait the other tasks get their turn.
 _EAGER_RECEIVES = 8
 _BACKLOG = 128
+# `select` knows no descriptors from this on (FD_SETSIZE).
+_SELECT_MAX = 1024
 # The kernel takes at most this many buffers in one call (IOV_MAX).
 _CHUNKS_MAX = 1024
 
@@ -98,7 +100,7 @@ class TcpStream:
 
     def poll(self, buffer: memoryview, seconds: float) -> int:
         """Sleep in the kernel, not in the event loop, until there is something or the time is over."""
-        if self._socket.fileno() < 0 or not select.select((self._socket,), (), (), seconds)[0]:
+        if not 0 <= self._socket.fileno() < _SELECT_MAX or not select.select((self._socket,), (), (), seconds)[0]:
             return -1
         return self.receive_nowait(buffer)
 
