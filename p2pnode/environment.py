@@ -206,7 +206,11 @@ class Worker(Protocol):
         ...
 
     def reserve(self, size_bytes: int) -> Slot | None:
-        """Take arena space for a call's input, or None when the arena is full now."""
+        """Take arena space for a call's input, or None when there is none now.
+
+        All inputs at the same time, whether reserved, queued or running, leave room for outputs: they take half of the arena, or
+        more once outputs are known to be small. A single one may take what is there.
+        """
         ...
 
     def free(self, slot: Slot) -> None:
@@ -222,7 +226,11 @@ class Worker(Protocol):
         deadline_seconds: float,
         on_done: Callable[[WorkerOutcome], None],
     ) -> None:
-        """Queue one call. `on_done` runs once, in the event loop, whatever happens (the worker's death included)."""
+        """Queue one call. `on_done` runs once, in the event loop, whatever happens (the worker's death included).
+
+        Outputs that find no room wait for releases; where none are to come, the call fails: OUTPUT_TOO_LARGE when arena and
+        input leave too little in any case, MEMORY when other calls do.
+        """
         ...
 
     def poll(self) -> None:

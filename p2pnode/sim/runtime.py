@@ -125,6 +125,7 @@ class InlineWorker:
         self._outputs: dict[int, int] = {}
         self._next_offset = _ALIGNMENT
         self._more = trio.Event()
+        self._released = trio.Event()
         self._interrupt = trio.CancelScope()
         self._alive = True
         # Tests may hold calls back or look at what came in.
@@ -142,8 +143,9 @@ class InlineWorker:
         return sum(self._slots.values()) + sum(self._outputs.values())
 
     def reserve(self, size_bytes: int) -> Slot | None:
-        """Take memory for an input, or None beyond the arena's size."""
-        if not self._alive or self.taken_bytes + size_bytes > self._limits.arena_bytes:
+        """Take memory for an input, or None beyond the arena's size, or the half of it that more than one input may take."""
+        inputs, arena = sum(self._slots.values()), self._limits.arena_bytes
+        if not self._alive or self.taken_bytes + size_bytes > arena or (self._slots and inputs + size_bytes > arena // 2):
             return None
         offset, self._next_offset = self._next_offset, self._next_offset + size_bytes + -size_bytes % _ALIGNMENT
         self._slots[offset] = size_bytes
@@ -178,6 +180,7 @@ class InlineWorker:
     def release(self, call_id: int) -> None:
         """Give a finished call's output memory back. Idempotent."""
         self._outputs.pop(call_id, None)
+        self._released.set()
 
     def cancel(self, call_id: int) -> None:
         """End a call early; the running one at the next moment of virtual time."""
@@ -228,7 +231,29 @@ class InlineWorker:
             self._alive = False
             self._finish(call, WorkerOutcome(call.call_id, reason=Reason.TIME_LIMIT.value))
         else:
-            self._finish(call, self._compute(call, seconds))
+            self._finish(call, await self._placed(call, self._compute(call, seconds)))
+
+    async def _placed(self, call: InlineCall, outcome: WorkerOutcome) -> WorkerOutcome:
+        """Wait until the readers of earlier outputs have made room for this one; give the call up when none is left to do so."""
+        size, arena = len(outcome.payload), self._limits.arena_bytes
+        ends = trio.current_time() + call.deadline_seconds
+        reason = None
+        while size and reason is None and self.taken_bytes + size > arena:
+            if not self._alive or call.is_cancelled:
+                reason = Reason.CANCELLED if call.is_cancelled else Reason.WORKER_DIED
+            elif self._slots.get(call.slot.offset, 0) + size > arena:
+                reason = Reason.OUTPUT_TOO_LARGE
+            elif not self._outputs or trio.current_time() >= ends:
+                reason = Reason.MEMORY
+            else:
+                self._released = trio.Event()
+                with trio.CancelScope(deadline=ends) as self._interrupt:
+                    await self._released.wait()
+        if reason is not None:
+            return WorkerOutcome(call.call_id, seconds=outcome.seconds, reason=reason.value)
+        if size:
+            self._outputs[call.call_id] = size
+        return outcome
 
     def _compute(self, call: InlineCall, seconds: float) -> WorkerOutcome:
         try:
@@ -247,7 +272,6 @@ class InlineWorker:
             view = memoryview(chunk).cast("B")
             payload[position : position + len(view)] = view
             position += len(view)
-        self._outputs[call.call_id] = size
         return WorkerOutcome(call.call_id, tensors.headers_bytes(headers), payload, seconds)
 
     def _finish(self, call: InlineCall, outcome: WorkerOutcome) -> None:

@@ -25,7 +25,7 @@ WORKER_REASONS: Final = frozenset(
 
 class PendingCall(msgspec.Struct, eq=False):
     """One call. target: where its outputs go; plan_slot: where headers too long for the socket lie; needs: the size of
-    outputs that wait for a larger slot; times are trio's.
+    outputs that wait for a larger slot; dropped: why they were given up, and in words; times are trio's.
     """
 
     call_id: int
@@ -41,6 +41,7 @@ class PendingCall(msgspec.Struct, eq=False):
     is_overdue: bool = False
     cancelled_at: float = 0.0
     needs: int = 0
+    dropped: tuple[Reason, str] | None = None
 
 
 def remember(cache: dict[Any, Any], key: Any, value: Any) -> Any:

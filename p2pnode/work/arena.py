@@ -27,6 +27,11 @@ def align(size: int, unit: int = UNIT) -> int:
     return (size + unit - 1) // unit * unit
 
 
+def rounded(size: int) -> int:
+    """Give what a piece of `size` bytes takes."""
+    return align(max(size, 1), PAGE if size >= PAGE else UNIT)
+
+
 class Allocator:
     """First fit over `capacity` bytes. Low addresses are reused first, which keeps pages warm."""
 
@@ -34,36 +39,28 @@ class Allocator:
         self._capacity = capacity
         self._free: list[tuple[int, int]] = [(0, capacity)] if capacity else []
         self._taken: dict[int, int] = {}
+        # Bytes handed out now, after rounding.
+        self.taken_bytes = 0
 
-    @property
-    def taken_bytes(self) -> int:
-        """Bytes handed out now, after rounding."""
-        return sum(self._taken.values())
-
-    @property
-    def end(self) -> int:
-        """The end of the highest piece handed out, 0 when there is none."""
-        return max((offset + size for offset, size in self._taken.items()), default=0)
-
-    def allocate(self, size: int) -> int | None:
-        """Give the offset of a free piece of at least `size` bytes, or None."""
-        unit = PAGE if size >= PAGE else UNIT
-        needed = align(max(size, 1), unit)
+    def allocate(self, size: int, low: int = 0, high: int | None = None) -> int | None:
+        """Give the offset of a free piece of at least `size` bytes between two offsets, or None."""
+        unit, needed = PAGE if size >= PAGE else UNIT, rounded(size)
         for index, (start, length) in enumerate(self._free):
-            offset = align(start, unit)
-            lead = offset - start
-            if length - lead < needed:
+            offset = align(max(start, low), unit)
+            lead, rest = offset - start, start + length - offset - needed
+            if rest < 0 or (high is not None and offset + needed > high):
                 continue
-            rest = length - lead - needed
             pieces = ([(start, lead)] if lead else []) + ([(offset + needed, rest)] if rest else [])
             self._free[index : index + 1] = pieces
             self._taken[offset] = needed
+            self.taken_bytes += needed
             return offset
         return None
 
     def free(self, offset: int) -> None:
         """Take a piece back and join it with its free neighbours. Raises KeyError for what was never handed out."""
         start, length = offset, self._taken.pop(offset)
+        self.taken_bytes -= length
         index = bisect_left(self._free, (start, 0))
         if index < len(self._free) and self._free[index][0] == start + length:
             length += self._free.pop(index)[1]
@@ -116,7 +113,10 @@ def map_constant(descriptor: int) -> memoryview:
 class Arena:
     """The parent's side of one worker's input and output memory.
 
-    The mapping lives as long as any view of it, also after the worker's death; nothing is unmapped under a reader.
+    The mapping lives as long as any view of it, also after the worker's death; nothing is unmapped under a reader. Calls that
+    wait must not hold the room that the running one needs for its outputs: nothing would ever be freed. So the inputs of several
+    calls lie in one part, outputs of calls whose turn has not come in the last half of the rest, and the first half of the rest
+    is the running call's, in one piece whatever sizes came and went. Inputs have half of it all, or more where outputs are small.
     """
 
     def __init__(self, size: int) -> None:
@@ -124,13 +124,18 @@ class Arena:
         self.descriptor = sealed_memfd("p2pnode-arena", size)
         self._view = memoryview(mmap.mmap(self.descriptor, size))
         self._allocator = Allocator(size)
-        self._touched = 0
+        self._peak = 0
+        self._inputs: dict[int, int] = {}
+        self._input_bytes = 0
+        self._inputs_end = size // 2
+        self._largest_output = 0
+        self._has_learned = False
         self.size = size
 
     @property
     def touched_bytes(self) -> int:
-        """How far from the start memory may be in use since the last `trim`."""
-        return self._touched
+        """The most that was handed out at the same time since the last `trim`: about what the memory holds."""
+        return self._peak
 
     @property
     def is_idle(self) -> bool:
@@ -142,24 +147,50 @@ class Arena:
         return self._view[offset : offset + size]
 
     def reserve(self, size: int) -> Slot | None:
-        """Take `size` bytes, or None when there is no room now."""
-        offset = self._allocator.allocate(size)
+        """Take `size` bytes for the running call, or None when there is no room now."""
+        return self._take(size, self._inputs_end, self.size) or self._take(size, 0, self.size)
+
+    def reserve_ahead(self, size: int) -> Slot | None:
+        """Take `size` bytes for a call whose turn has not come, or None when it must wait for that."""
+        return self._take(size, (self._inputs_end + self.size) // 2, self.size)
+
+    def reserve_input(self, size: int) -> Slot | None:
+        """Take `size` bytes for an input: within the part that all inputs may take, or alone within all there is."""
+        needed = rounded(size)
+        if self._inputs and self._input_bytes + needed > self._inputs_end:
+            return None
+        slot = self._take(size, 0, self._inputs_end if self._inputs else self.size)
+        if slot is not None:
+            self._inputs[slot.offset] = needed
+            self._input_bytes += needed
+        return slot
+
+    def learn(self, input_size: int, output_size: int) -> None:
+        """Note what a call's outputs take. Once an input was large enough to matter, outputs keep room for 16 of the largest."""
+        self._largest_output = max(self._largest_output, output_size)
+        self._has_learned = self._has_learned or input_size >= self.size // 64
+        if self._has_learned:
+            self._inputs_end = self.size - min(max(16 * self._largest_output, self.size // 32), self.size // 2)
+
+    def _take(self, size: int, low: int, high: int) -> Slot | None:
+        offset = self._allocator.allocate(size, low, high)
         if offset is None:
             return None
-        self._touched = max(self._touched, offset + size)
+        self._peak = max(self._peak, self._allocator.taken_bytes)
         return Slot(offset, self._view[offset : offset + size])
 
     def free(self, slot: Slot) -> None:
         """Take a slot back."""
         self._allocator.free(slot.offset)
+        self._input_bytes -= self._inputs.pop(slot.offset, 0)
 
     def trim(self) -> None:
         """Hand the memory of free pages back to the system."""
         for start, size in self._allocator.free_pieces():
-            first, last = align(start, PAGE), min(start + size, align(self._touched, PAGE)) // PAGE * PAGE
+            first, last = align(start, PAGE), (start + size) // PAGE * PAGE
             if last > first:
                 _punch_hole(self.descriptor, first, last - first)
-        self._touched = min(self._touched, self._allocator.end)
+        self._peak = self._allocator.taken_bytes
 
     def close(self) -> None:
         """Close the descriptor. Views stay valid."""

@@ -42,14 +42,17 @@ class Backlogs:
             return self._batchers[key].items() if key in self._batchers else []
         return [ticket for batcher in self._batchers.values() for ticket in batcher.items()]
 
+    def in_place(self, key: BacklogKey) -> list[WorkTicket]:
+        """Give the calls of one backlog whose inputs lie in a worker's memory, in the order in which they should run."""
+        return sorted((ticket for ticket in self.tickets(key) if ticket.slot is not None), key=_rank)
+
     def add(self, ticket: WorkTicket, since: float) -> None:
         """Put a call in. since: when it first came, which keeps its place when it is put back."""
         key = (ticket.request.model_id, ticket.key)
         batcher = self._batchers.get(key)
         if batcher is None:
             batcher = self._batchers[key] = Batcher(self.settings)
-        rank = (ticket.request.priority, ticket.call_id)
-        batcher.add(ticket.batch_key, ticket, ticket.rows, len(ticket.request.payload), rank, since)
+        batcher.add(ticket.batch_key, ticket, ticket.rows, len(ticket.request.payload), _rank(ticket), since)
         ticket.run_id = 0
         self._count(ticket, 1)
 
@@ -110,3 +113,7 @@ class Backlogs:
         self._by_owner[ticket.key] += sign
         if not self._by_owner[ticket.key]:
             del self._by_owner[ticket.key]
+
+
+def _rank(ticket: WorkTicket) -> tuple[int, int]:
+    return ticket.request.priority, ticket.call_id

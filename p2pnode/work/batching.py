@@ -13,7 +13,10 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 
 from p2pnode.environment import Buffer
+from p2pnode.errors import ProtocolViolation
+from p2pnode.wire import tensors
 from p2pnode.wire.messages.work import ValueHeader
+from p2pnode.work.calls import WorkRequest
 from p2pnode.work.facts import ModelFacts, ValueFact
 from p2pnode.work.settings import WorkSettings
 
@@ -42,6 +45,20 @@ def batch_key(headers: Sequence[ValueHeader], outputs: Sequence[str], tolerance:
             return None
         parts.append((header.name, header.dtype, header.shape[1:]))
     return tuple(parts) if rows else None
+
+
+def key_of_request(request: WorkRequest, facts: ModelFacts, bytes_max: int) -> Key | None:
+    """Give the batch key of a call of a batchable model; None for one that must run alone or gains nothing from company."""
+    if request.exact or not (facts.batch_exact or request.tolerance):
+        return None
+    if 2 * len(request.payload) > bytes_max or facts.fault(request.headers, request.outputs):
+        return None
+    try:
+        if tensors.check_headers(request.headers) != len(request.payload):
+            return None
+    except ProtocolViolation:
+        return None
+    return batch_key(request.headers, request.outputs, request.tolerance)
 
 
 def rows_of(headers: Sequence[ValueHeader]) -> int:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from p2pnode.environment import Clock, Slot, WorkerOutcome
-from p2pnode.errors import ProtocolViolation, Refused
+from p2pnode.errors import Refused
 from p2pnode.metrics import Metrics
 from p2pnode.reasons import Reason
 from p2pnode.wire import tensors
@@ -61,6 +61,7 @@ class Dispatcher:
         self._headers: dict[bytes, tuple[ValueHeader, ...]] = {}
         self._number = 0
         self._is_dispatching = False
+        self._blocked: set[BacklogKey] = set()
         self._latest: Handle | None = None
         self.settings = settings
         self.batchable: dict[bytes, ModelFacts] = {}
@@ -86,7 +87,7 @@ class Dispatcher:
 
     def reserve(self, model_id: bytes, size: int, owner: bytes, share: bool) -> memoryview | None:
         """Give room in a warm worker's memory for an input, or None; see `WorkService.reserve`."""
-        handle = self._pick(model_id, self.owner_key(owner, share)) if size else None
+        handle = self._pool.pick(model_id, self.owner_key(owner, share)) if size else None
         return None if handle is None else self._reservations.make(handle, size)
 
     def poll(self) -> None:
@@ -98,14 +99,17 @@ class Dispatcher:
         """Give back what `reserve` gave, when it will not be submitted. Idempotent."""
         found = self._reservations.take(view)
         if found is not None:
-            reservations.free(*found)
-            self._use_room()
+            self._give_back(*found)
 
     def submit(self, request: WorkRequest, on_done: OnDone) -> WorkTicket:
         """Start a call or put it in the queue; see `WorkService.submit`."""
         now = self._clock.monotonic()
         reserved = self._reservations.take(request.payload) if len(self._reservations) else None
         reason = self._admission.check(request.owner, request.model_id, now)
+        if reason is None and len(request.payload) > self.settings.arena_bytes:
+            # No worker could ever take it.
+            reason = Reason.TOO_LARGE
+            self._admission.count(reason)
         if reason is None and self.settings.bandwidth_bytes_per_second:
             reason = self._admission.take_bandwidth(len(request.payload), now)
         if reason is not None:
@@ -120,13 +124,8 @@ class Dispatcher:
         if not self._backlogs.queued:
             handle = ticket.handle
             if handle is None or not handle.worker.alive:
-                handle = self._pick(request.model_id, ticket.key)
-            if (
-                handle is not None
-                and len(handle.running) < self._room(request.model_id, handle)
-                and self._pool.may_run(handle)
-                and self._run_single(ticket, handle, now)
-            ):
+                handle = self._pool.pick(request.model_id, ticket.key)
+            if handle is not None and self._may_take(handle) and self._run_single(ticket, handle, now):
                 self.live += 1
                 return ticket
         self._enqueue(ticket, now)
@@ -138,6 +137,7 @@ class Dispatcher:
             return
         if self._take_out(ticket):
             self._finish(ticket, WorkOutcome(reason=Reason.CANCELLED))
+            self._use_room()
             return
         handle = ticket.handle
         record = handle.running.get(ticket.run_id) if handle is not None else None
@@ -155,17 +155,19 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Start whatever can start now."""
+        blocked = self._blocked
+        # Also inside a dispatch: what its caller has just changed may help a backlog that was found blocked before.
+        blocked.clear()
         if self._is_dispatching:
             return
         self._is_dispatching = True
         try:
             now = self._clock.monotonic()
-            blocked: set[BacklogKey] = set()
             while self._backlogs.queued:
                 best = self._backlogs.first(now, blocked, self._is_idle)
                 if best is None or not self._place(best, now, blocked):
                     break
-            for key in blocked:
+            for key in tuple(blocked):
                 if self._pool.wants_worker(*key, self._backlogs.length(key)):
                     self._need_worker(*key)
         finally:
@@ -195,7 +197,7 @@ class Dispatcher:
 
     def _refuse(self, reason: Reason, reserved: tuple[Handle, Slot] | None) -> None:
         if reserved is not None:
-            reservations.free(*reserved)
+            self._give_back(*reserved)
         raise Refused(reason)
 
     def _enqueue(self, ticket: WorkTicket, now: float) -> None:
@@ -203,7 +205,8 @@ class Dispatcher:
         reason = self._admission.check_queue(backlogs.queued, backlogs.of_owner(ticket.key), backlogs.queued_bytes)
         if reason is not None:
             self._refuse(reason, (ticket.handle, ticket.slot) if ticket.handle and ticket.slot else None)
-        ticket.batch_key = self._batch_key(request)
+        facts = self.batchable.get(request.model_id)
+        ticket.batch_key = batching.key_of_request(request, facts, self.settings.batch_bytes_max) if facts else None
         if ticket.batch_key is not None:
             ticket.rows = batching.rows_of(request.headers)
         self.live += 1
@@ -221,6 +224,7 @@ class Dispatcher:
     def _take_out(self, ticket: WorkTicket) -> bool:
         if not self._backlogs.remove(ticket):
             return False
+        self._reservations.end_want(ticket)
         self._drop_slot(ticket)
         return True
 
@@ -231,7 +235,7 @@ class Dispatcher:
         """Start the first call of a backlog. False when the processor's cap says to wait; adds to `blocked` otherwise."""
         idle = self._is_idle(key)
         first = self._backlogs.head(key, now, idle=idle)
-        handle = self._pick(*key)
+        handle = self._pool.pick(*key)
         if first is not None and now >= first.deadline:
             self._expire(first)
             return True
@@ -241,44 +245,52 @@ class Dispatcher:
         preferred = first.handle
         if preferred is not None and preferred.worker.alive and len(preferred.running) <= len(handle.running):
             handle = preferred
-        if len(handle.running) >= self._room(key[0], handle):
+        if len(handle.running) >= self._room(key[0]):
             blocked.add(key)
             return True
         if not self._pool.may_run(handle):
             return False
-        tickets = self._backlogs.take(key, now, idle=idle)
-        started = self._run_single(tickets[0], handle, now) if len(tickets) == 1 else self._run_batch(tickets, handle, now)
-        if not started:
-            for ticket in tickets:
-                self._backlogs.add(ticket, ticket.queued_at)
+        others = [other for other in self._pool.of_owner(*key) if other is not handle and self._may_take(other)]
+        if not any(self._run_head(key, each, now, idle=idle) for each in (handle, *others)) and not self._run_in_place(key, now):
             blocked.add(key)
         return True
 
-    def _pick(self, model_id: bytes, key: bytes) -> Handle | None:
-        handle = self._pool.pick(model_id, key)
-        while handle is not None and not handle.worker.alive:
-            self._pool.remove(handle)
-            handle = self._pool.pick(model_id, key)
-        return handle
+    def _run_head(self, key: BacklogKey, handle: Handle, now: float, *, idle: bool) -> bool:
+        """Run the first call of a backlog and what can be joined with it, or it alone; False when its worker lacks the room."""
+        tickets = self._backlogs.take(key, now, idle=idle)
+        first = tickets.pop(0)
+        if tickets and self._run_batch([first, *tickets], handle, now):
+            return True
+        for ticket in tickets:
+            self._backlogs.add(ticket, ticket.queued_at)
+        if self._run_single(first, handle, now):
+            return True
+        self._backlogs.add(first, first.queued_at)
+        self._reservations.want(handle, first)
+        return False
 
-    def _room(self, model_id: bytes, handle: Handle) -> int:
+    def _run_in_place(self, key: BacklogKey, now: float) -> bool:
+        """Run the first call of a backlog whose input lies in a worker that can take it; False when there is none.
+
+        The first of all waits for room that such inputs hold: if they waited for it in turn, nothing would ever be freed.
+        """
+        for ticket in self._backlogs.in_place(key):
+            if now >= ticket.deadline:
+                self._expire(ticket)
+                return True
+            if ticket.handle is not None and self._may_take(ticket.handle) and self._backlogs.remove(ticket):
+                return self._run_single(ticket, ticket.handle, now)
+        return False
+
+    def _may_take(self, handle: Handle) -> bool:
+        alive, running = handle.worker.alive, len(handle.running)
+        return alive and running < self._room(handle.model_id) and self._pool.may_run(handle)
+
+    def _room(self, model_id: bytes) -> int:
         # Calls that can be joined wait in the backlog, where they meet others, not in the worker.
         if model_id in self.batchable:
             return 1
         return self._pool.depth(model_id)
-
-    def _batch_key(self, request: WorkRequest) -> batching.Key | None:
-        facts = self.batchable.get(request.model_id)
-        if facts is None or request.exact or not (facts.batch_exact or request.tolerance):
-            return None
-        if 2 * len(request.payload) > self.settings.batch_bytes_max or facts.fault(request.headers, request.outputs):
-            return None
-        try:
-            if tensors.check_headers(request.headers) != len(request.payload):
-                return None
-        except ProtocolViolation:
-            return None
-        return batching.batch_key(request.headers, request.outputs, request.tolerance)
 
     def _run_single(self, ticket: WorkTicket, handle: Handle, now: float) -> bool:
         request, worker = ticket.request, handle.worker
@@ -295,6 +307,7 @@ class Dispatcher:
             self._drop_slot(ticket)
         run_id = self._begin(handle, ticket)
         ticket.handle, ticket.run_id = handle, run_id
+        self._reservations.end_want(ticket)
         self._latest = handle
         if now > ticket.queued_at:
             self._metrics.observe("queue_seconds", now - ticket.queued_at)
@@ -314,6 +327,7 @@ class Dispatcher:
         run_id = self._begin(handle, batch)
         for ticket in tickets:
             self._drop_slot(ticket)
+            self._reservations.end_want(ticket)
             ticket.handle, ticket.run_id = handle, run_id
             self._metrics.observe("queue_seconds", now - ticket.queued_at)
         self._metrics.add("batches_total")
@@ -416,6 +430,10 @@ class Dispatcher:
         if slot is not None and ticket.handle is not None:
             reservations.free(ticket.handle, slot)
             ticket.handle = None
+
+    def _give_back(self, handle: Handle, slot: Slot) -> None:
+        reservations.free(handle, slot)
+        self._use_room()
 
     def _use_room(self) -> None:
         if self._backlogs.queued:

@@ -60,7 +60,14 @@ class Pool:
         return iter(self._handles)
 
     def pick(self, model_id: bytes, owner: bytes) -> Handle | None:
-        """Give the least loaded worker of a model that this owner may use, claiming one of nobody's if need be."""
+        """Give the least loaded living worker of a model that this owner may use, claiming one of nobody's if need be."""
+        handle = self._pick(model_id, owner)
+        while handle is not None and not handle.worker.alive:
+            self.remove(handle)
+            handle = self._pick(model_id, owner)
+        return handle
+
+    def _pick(self, model_id: bytes, owner: bytes) -> Handle | None:
         handles = self._owned.get((model_id, owner))
         if handles:
             return handles[0] if len(handles) == 1 else min(handles, key=_load)

@@ -77,8 +77,8 @@ class RemoteWorker:
         return self._alive
 
     def reserve(self, size_bytes: int) -> Slot | None:
-        """Take arena space for a call's input, or None when the arena is full now or the worker is gone."""
-        return self._arena.reserve(size_bytes) if self._alive else None
+        """Take arena space for a call's input, or None when inputs have their share of it now or the worker is gone."""
+        return self._arena.reserve_input(size_bytes) if self._alive else None
 
     def free(self, slot: Slot) -> None:
         """Give back a slot that was reserved and never submitted."""
@@ -138,6 +138,7 @@ class RemoteWorker:
         self._ask_to_stop(call)
         if call is self._queue[0]:
             self._wake_by(call.cancelled_at + _GRACE_SECONDS)
+            self._place_waiting()
 
     def kill(self) -> None:
         """Kill the process now. Every call in it ends with WORKER_DIED."""
@@ -258,19 +259,27 @@ class RemoteWorker:
         if response.kind == channel.DONE:
             headers = self._check_outputs(call, response)
             payload = call.target.view[: response.payload_size] if call.target else memoryview(b"")
-            remember(self._output_sizes, call.plan, max(response.payload_size + response.headers_size, 64))
+            self._learn(call, max(response.payload_size + response.headers_size, 64))
             self._finish(call, WorkerOutcome(call.call_id, headers, payload, response.seconds))
         elif response.kind == channel.FAILED:
             reason, detail = death.parse_failure(response.tail, WORKER_REASONS)
-            if reason is Reason.CANCELLED and not call.is_cancelled:
+            if call.dropped is not None:
+                reason, detail = call.dropped
+            elif reason is Reason.CANCELLED and not call.is_cancelled:
                 reason = Reason.TIME_LIMIT if call.is_overdue else Reason.RUN_FAILED
             outcome = WorkerOutcome(call.call_id, b"", memoryview(b""), response.seconds, reason.value, detail)
             self._finish(call, outcome)
         elif response.kind == channel.NEED and response.needed_size > (len(call.target.view) if call.target else 0):
             call.needs = response.needed_size
+            self._learn(call, call.needs)
             self._place_waiting()
         else:
             raise GarbledResponse("kind")
+
+    def _learn(self, call: PendingCall, size: int) -> None:
+        if self._output_sizes.get(call.plan) != size:
+            remember(self._output_sizes, call.plan, size)
+            self._arena.learn(len(call.slot.view), size)
 
     def _check_outputs(self, call: PendingCall, response: Response) -> bytes:
         room = len(call.target.view) if call.target else 0
@@ -309,8 +318,7 @@ class RemoteWorker:
                 self._arena.free(call.target)
             else:
                 self._outputs[call.call_id] = call.target
-        if self._alive:
-            self._feed()
+        self._use_freed_room()
         call.on_done(outcome)
 
     def _use_freed_room(self) -> None:
@@ -325,16 +333,20 @@ class RemoteWorker:
             self._sent += 1
 
     def _send(self, call: PendingCall) -> bool:
-        if call.target is None:
-            call.target = self._arena.reserve(self._output_sizes.get(call.plan, _FIRST_OUTPUT_BYTES))
+        # A call behind others waits for its turn when there is not room in plenty: the one that runs must get what it needs.
+        reserve = self._arena.reserve_ahead if self._sent else self._arena.reserve
         tail = call.plan
         plan_offset = 0
         if len(tail) > channel.INLINE_BYTES_MAX:
-            call.plan_slot = call.plan_slot or self._arena.reserve(len(tail))
+            call.plan_slot = call.plan_slot or reserve(len(tail))
             if call.plan_slot is None:
                 return False
             call.plan_slot.view[:] = tail
             plan_offset, tail = call.plan_slot.offset + 1, b""
+        if call.target is None:
+            call.target = reserve(self._output_sizes.get(call.plan, _FIRST_OUTPUT_BYTES))
+            if call.target is None and self._sent:
+                return False
         slot, target = call.slot, call.target
         where = (target.offset, len(target.view)) if target else (0, 0)
         try:
@@ -349,19 +361,28 @@ class RemoteWorker:
         return True
 
     def _place_waiting(self) -> None:
-        """Give the call whose outputs did not fit a larger slot, as soon as there is one."""
+        """Give the call whose outputs did not fit a larger slot, as soon as there is one; or give them up."""
         call = self._queue[0] if self._sent else None
         if call is None or not call.needs:
             return
         if call.target is not None:
             self._arena.free(call.target)
             call.target = None
-        if call.needs > self._arena.size:
-            self._command(channel.DROP, call, 0, 0)
-            return
-        call.target = self._arena.reserve(call.needs)
-        if call.target is not None:
-            self._command(channel.PLACE, call, call.target.offset, call.needs)
+        needs, own = call.needs, len(call.slot.view)
+        if call.is_cancelled:
+            self._drop(call, Reason.CANCELLED, "")
+        elif needs + own > self._arena.size:
+            self._drop(call, Reason.OUTPUT_TOO_LARGE, f"the outputs take {needs} bytes, the inputs {own} of {self._arena.size}")
+        elif (target := self._arena.reserve(needs)) is not None:
+            call.target = target
+            self._command(channel.PLACE, call, target.offset, needs)
+        elif call.is_overdue or not self._outputs:
+            # Only a reader who releases an output makes room: inputs that wait are freed after this call.
+            self._drop(call, Reason.MEMORY, f"the outputs take {needs} bytes and other calls fill the worker's memory")
+
+    def _drop(self, call: PendingCall, reason: Reason, detail: str) -> None:
+        call.dropped = reason, detail
+        self._command(channel.DROP, call, 0, 0)
 
     def _command(self, kind: int, call: PendingCall, offset: int, size: int) -> None:
         call.needs = 0
@@ -425,3 +446,4 @@ class RemoteWorker:
         elif now >= self._head_since + call.deadline_seconds and not call.is_overdue:
             call.is_overdue = True
             self._ask_to_stop(call)
+            self._place_waiting()

@@ -105,9 +105,9 @@ class WorkService:
         """Run a call; `on_done` runs once, in this loop, and not before `submit` has returned unless the call failed at once.
 
         With an idle warm worker this hands the call over directly, in about ten microseconds. Raises Refused, and then a
-        reserved payload is given back: PAUSED, DRAINING, DENIED, MODEL_DENIED, SANDBOX_LEVEL, BANDWIDTH, BUSY, UNKNOWN_MODEL,
-        SHUTTING_DOWN, or why the model could not be loaded a moment ago. A payload that is not a reserved view must stay as it
-        is until `on_done`.
+        reserved payload is given back: PAUSED, DRAINING, DENIED, MODEL_DENIED, SANDBOX_LEVEL, TOO_LARGE, BANDWIDTH, BUSY,
+        UNKNOWN_MODEL, SHUTTING_DOWN, or why the model could not be loaded a moment ago. A payload that is not a reserved view
+        must stay as it is until `on_done`.
         """
         model_id = request.model_id
         if model_id not in self._facts or self._nursery is None:

@@ -22,7 +22,7 @@ class WorkSettings:
     memory_bytes: int = 4 << 30  # all workers together
     worker_memory_bytes: int = 3 << 30  # address space of one worker beyond the zygote's
     worker_base_bytes: int = 48 << 20
-    arena_bytes: int = 256 << 20  # shared memory of one worker for inputs and outputs
+    arena_bytes: int = 256 << 20  # shared memory of one worker for outputs and inputs; see `work.arena.Arena`
 
     # Disk: all stored models, bytes; the least recently used go first.
     disk_bytes: int = 20 << 30

@@ -1,4 +1,4 @@
-"""Every order of submits, ends, deaths, cancels and releases: each call ends exactly once and nothing leaks."""
+"""Every order of submits, ends, deaths, cancels and releases: each call ends exactly once, nothing leaks and nothing stalls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,10 @@ from p2pnode.work.settings import WorkSettings
 
 MODELS, OWNERS = (b"m" * 32, b"n" * 32), (b"a" * 32, b"b" * 32)
 SETTINGS = WorkSettings(
-    cores=2, queue_max=8, queue_per_owner_max=6, batch_size_max=4, batch_delay_seconds=0.0, worker_calls_max=3
+    cores=2, queue_max=8, queue_per_owner_max=6, batch_size_max=4, batch_delay_seconds=0.0, worker_calls_max=3, arena_bytes=40
 )
-ARENA_BYTES = 64
+# Of the arena, what the inputs of several calls may take: two to five of them.
+INPUTS_BYTES = 20
 
 
 class ScriptedWorker:
@@ -38,7 +39,7 @@ class ScriptedWorker:
         self.offset = 0
 
     def reserve(self, size: int) -> Slot | None:
-        if not self.alive or sum(self.slots.values()) + size > ARENA_BYTES:
+        if not self.alive or (self.slots and sum(self.slots.values()) + size > INPUTS_BYTES):
             return None
         self.offset += 64
         self.slots[self.offset] = size
@@ -146,10 +147,11 @@ class DispatchMachine(RuleBasedStateMachine):
                 self.done.append((ticket, outcome))
 
         request = WorkRequest(model, headers, payload, (), priority, 10.0, owner)
+        queued = self.dispatcher.queued
         try:
             ticket = self.dispatcher.submit(request, on_done)
         except Refused:
-            assert self.dispatcher.queued >= SETTINGS.queue_per_owner_max
+            assert queued >= SETTINGS.queue_per_owner_max
             return
         if number not in self.ended:
             self.live[number] = ticket
@@ -159,6 +161,15 @@ class DispatchMachine(RuleBasedStateMachine):
         view = self.dispatcher.reserve(model, size, owner, False)
         if view is not None:
             self.views.append((model, owner, view))
+
+    @rule(model=st.sampled_from(MODELS), owner=st.sampled_from(OWNERS), size=st.sampled_from([4, 8, 12]), kept=st.integers(0, 2))
+    def crowd(self, model: bytes, owner: bytes, size: int, kept: int) -> None:
+        """A worker's memory fills with inputs before a call comes that has no room any more; then most of them are submitted."""
+        for _ in range(5):
+            self.reserve(model, owner, size)
+        self.submit(model, owner, 1, 3)
+        while len(self.views) > kept:
+            self.submit_reserved(1)
 
     @precondition(lambda self: self.views)
     @rule()
@@ -212,6 +223,15 @@ class DispatchMachine(RuleBasedStateMachine):
         for handle in handles:
             assert len(handle.running) == len(handle.worker.queue)  # type: ignore[attr-defined]
             assert handle.reserved >= 0
+
+    @invariant()
+    def nothing_stalls(self) -> None:
+        """A call waits for a running one, for the processor, or for an input that the network is still filling."""
+        for model, owner, _ in self.dispatcher.backlogs():
+            for handle in self.pool.of_owner(model, owner):
+                in_place = sum(ticket.slot is not None and ticket.handle is handle for ticket in self.live.values())
+                is_free = handle.worker.alive and not handle.running and self.pool.may_run(handle)
+                assert not is_free or handle.reserved > in_place
 
     def teardown(self) -> None:
         """When everything has ended and was given back, nothing is held anywhere."""

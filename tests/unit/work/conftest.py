@@ -6,7 +6,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from collections.abc import Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,5 +177,19 @@ def make_bench(tmp_path: Path) -> Callable[..., Any]:
                 yield Bench(service, store, runtime, metrics, tmp_path, environment)
                 inner.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
+
+    return make
+
+
+@pytest.fixture(params=["inline", pytest.param("real", marks=pytest.mark.slow)])
+def any_bench(request: Any, make_bench: Any) -> Any:
+    """The same promises on both runtimes: the inline one stands in for the sandboxed one only as long as these pass on both."""
+
+    def make(settings: WorkSettings | None = None) -> Any:
+        if request.param == "inline":
+            return make_bench(settings, InlineRuntime())
+        from p2pnode.work.runtime import SandboxRuntime
+
+        return make_bench(replace(settings or WorkSettings(cores=2, batch_size_max=1), sandbox_min="reduced"), SandboxRuntime())
 
     return make

@@ -35,7 +35,7 @@ def test_pieces_never_overlap_and_all_comes_back(steps):
     for offset in list(taken):
         allocator.free(offset)
     assert allocator.free_pieces() == ((0, CAPACITY),)
-    assert allocator.taken_bytes == allocator.end == 0
+    assert allocator.taken_bytes == 0
 
 
 def test_first_fit_reuses_low_addresses():
@@ -70,6 +70,66 @@ def test_trim_hands_memory_back_but_keeps_what_is_taken():
     assert arena.touched_bytes <= PAGE
     arena.close()
     assert bytes(kept.view) == b"k" * 100, "views outlive the descriptor"
+
+
+def test_inputs_of_several_calls_take_half_and_one_alone_what_is_there():
+    arena = Arena(1 << 20)
+    alone = arena.reserve_input(900 << 10)
+    assert arena.reserve_input(64) is None
+    arena.free(alone)
+    # A byte more than a page takes two.
+    inputs = [arena.reserve_input(PAGE + 1) for _ in range(65)]
+    assert inputs[64] is None
+    assert all(slot.offset + len(slot.view) <= arena.size // 2 for slot in inputs[:64])
+    assert arena.reserve(512 << 10) is not None
+    for slot in inputs[:64]:
+        arena.free(slot)
+    assert arena.reserve_input(512 << 10) is not None
+
+
+def test_an_input_beside_others_stays_in_its_half():
+    arena = Arena(1 << 20)
+    upper, lower = arena.reserve(300 << 10), arena.reserve(300 << 10)
+    assert lower.offset == 0
+    first = arena.reserve_input(150 << 10)
+    assert arena.reserve_input(150 << 10) is None, "there is such room, but not in the first half"
+    arena.free(upper)
+    arena.free(first)
+    alone = arena.reserve_input(700 << 10)
+    assert alone.offset > 0
+    arena.free(lower)
+    assert arena.reserve_input(100) is None, "there is room below it, but together they take more than half"
+
+
+def test_inputs_take_more_where_outputs_are_known_to_be_small():
+    arena = Arena(1 << 20)
+
+    def room_for_inputs():
+        slots = []
+        while (slot := arena.reserve_input(32 << 10)) is not None:
+            slots.append(slot)
+        for slot in slots:
+            arena.free(slot)
+        return len(slots)
+
+    learned = []
+    for sizes in ((100, 100), (32 << 10, 100), (100, 8 << 10), (32 << 10, 100), (100, 1 << 40)):
+        arena.learn(*sizes)
+        learned.append(room_for_inputs())
+    # A small input says nothing of what large ones give; the largest output is never forgotten.
+    assert learned == [16, 31, 28, 28, 16]
+
+
+def test_a_quarter_in_one_piece_stays_for_the_running_call():
+    arena = Arena(1 << 20)
+    kept = []
+    for size in (100, 5000, 70_000, 30_000) * 20:
+        kept += [arena.reserve_input(size), arena.reserve_ahead(size)]
+    for slot in kept[::3]:
+        if slot is not None:
+            arena.free(slot)
+    assert None in kept
+    assert arena.reserve(256 << 10) is not None
 
 
 def test_sizes_are_sealed():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -29,6 +30,7 @@ from p2pnode.work.runtime import RuntimeSettings, SandboxRuntime
 
 pytestmark = pytest.mark.slow
 LIMITS = WorkerLimits(memory_bytes=1 << 30, load_seconds=20, call_seconds=20, arena_bytes=64 << 20)
+SMALL = replace(LIMITS, arena_bytes=1 << 20)
 
 
 def value(name, shape, kind=TensorProto.FLOAT):
@@ -43,6 +45,13 @@ def build(nodes, inputs, outputs, initializers=()):
 DOUBLE = build([helper.make_node("Add", ["X", "X"], ["Y"])], [value("X", ["n"])], [value("Y", ["n"])])
 EXPAND = build(
     [helper.make_node("Expand", ["X", "N"], ["Y"])], [value("X", [1]), value("N", [1], TensorProto.INT64)], [value("Y", [None])]
+)
+
+NEGATE = build([helper.make_node("Neg", ["X"], ["Y"])], [value("X", ["n"])], [value("Y", ["n"])])
+EXPAND_LARGEST = build(
+    [helper.make_node("ReduceMax", ["X"], ["M"]), helper.make_node("Expand", ["M", "N"], ["Y"])],
+    [value("X", ["n"]), value("N", [1], TensorProto.INT64)],
+    [value("Y", [None])],
 )
 
 
@@ -281,6 +290,105 @@ async def test_an_output_waits_for_room():
         with trio.fail_after(5):
             await done.wait()
         assert not outcomes[0].reason
+
+
+def sized(k, size=1):
+    """Inputs of `size` numbers whose outputs are k numbers."""
+    return {"X": numpy.ones(size, numpy.float32), "N": numpy.array([k])}
+
+
+async def finish(started):
+    _, done, outcomes = started
+    with trio.fail_after(10):
+        await done.wait()
+    return outcomes[0]
+
+
+async def test_inputs_that_wait_leave_room_for_the_running_call_s_outputs():
+    async with running() as runtime:
+        caller = await start(runtime, NEGATE, SMALL)
+        x = numpy.arange(25_000, dtype=numpy.float32)
+        slots = []
+        while (slot := caller.worker.reserve(x.nbytes)) is not None:
+            slots.append(slot)
+        for slot in slots:
+            caller.worker.free(slot)
+        assert len(slots) == 5, "half, as long as nothing is known of the outputs"
+        waiting = [caller.start({"X": x + k}) for k in range(5)]
+        for k, started in enumerate(waiting):
+            outcome = await finish(started)
+            assert not outcome.reason, outcome.detail
+            assert bytes(outcome.payload) == (-(x + k)).tobytes()
+            caller.worker.release(outcome.call_id)
+        assert caller.worker._arena.is_idle
+
+
+async def test_inputs_may_fill_the_arena_when_the_model_s_outputs_are_small():
+    async with running() as runtime:
+        caller = await start(runtime, EXPAND_LARGEST, SMALL)
+        await caller.result(sized(10, 25_000))
+        waiting = [caller.start(sized(10, 25_000)) for _ in range(9)]
+        assert caller.worker.reserve(100_000) is None
+        for started in waiting:
+            outcome = await finish(started)
+            assert not outcome.reason, outcome.detail
+            caller.worker.release(outcome.call_id)
+        assert caller.worker._arena.is_idle
+        # One that turns out large finds the arena full; after it inputs have half again.
+        waiting = [caller.start(sized(k, 25_000)) for k in (60_000, *[10] * 8)]
+        outcomes = [await finish(started) for started in waiting]
+        assert [outcome.reason for outcome in outcomes] == ["memory", *[""] * 8]
+        for outcome in outcomes:
+            caller.worker.release(outcome.call_id)
+        waiting = [caller.start(sized(k, 25_000)) for k in (60_000, *[10] * 4)]
+        assert caller.worker.reserve(100_000) is None
+        assert [(await finish(started)).reason for started in waiting] == [""] * 5
+
+
+async def test_calls_behind_leave_room_for_the_running_call_s_outputs():
+    async with running() as runtime:
+        caller = await start(runtime, EXPAND, SMALL)
+        assert (await caller.result(sized(50_000)))["Y"].sum() == 50_000
+        # All are expected to give what the first gave; the next gives far more, and those behind it come after it.
+        waiting = [caller.start(sized(k)) for k in (125_000, *[50_000] * 6)]
+        for started in waiting:
+            outcome = await finish(started)
+            assert not outcome.reason, outcome.detail
+            caller.worker.release(outcome.call_id)
+        assert caller.worker._arena.is_idle
+
+
+async def test_outputs_for_which_nothing_will_make_room_fail_at_once_and_may_be_tried_again():
+    async with running() as runtime:
+        caller = await start(runtime, EXPAND_LARGEST, SMALL)
+        first = caller.start(sized(150_000))
+        others = [caller.start(sized(10, 33_000)) for _ in range(3)]
+        outcome = await finish(first)
+        assert outcome.reason == "memory"
+        assert "600" in outcome.detail
+        for started in others:
+            outcome = await finish(started)
+            assert not outcome.reason
+            caller.worker.release(outcome.call_id)
+        assert (await caller.result(sized(150_000)))["Y"].sum() == 150_000
+        assert caller.worker._arena.is_idle
+
+
+@pytest.mark.parametrize(("how", "reason"), [("cancelled", "cancelled"), ("overdue", "memory")])
+async def test_a_call_that_ends_while_it_waits_for_room_does_not_cost_the_worker(how, reason):
+    async with running() as runtime:
+        caller = await start(runtime, EXPAND, SMALL)
+        kept = await caller.call(sized(150_000))
+        started = caller.start(sized(150_000), seconds=0.3 if how == "overdue" else 10.0)
+        await trio.sleep(0.1)
+        assert not started[2]
+        if how == "cancelled":
+            caller.worker.cancel(started[0])
+        assert (await finish(started)).reason == reason
+        assert caller.worker.alive
+        caller.worker.release(kept.call_id)
+        assert (await caller.result(sized(150_000)))["Y"].sum() == 150_000
+        assert caller.worker._arena.is_idle
 
 
 async def test_errors_name_reason_and_class():

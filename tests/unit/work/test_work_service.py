@@ -534,20 +534,6 @@ async def test_random_models_say_so(make_bench: Any, onnx_models: Any) -> None:
         assert not facts.batchable
 
 
-@pytest.fixture(params=["inline", pytest.param("real", marks=pytest.mark.slow)])
-def any_bench(request: Any, make_bench: Any) -> Any:
-    """The same promises on both runtimes: the inline one stands in for the sandboxed one only as long as these pass on both."""
-
-    def make(settings: WorkSettings = BASE) -> Any:
-        if request.param == "inline":
-            return make_bench(settings, InlineRuntime())
-        from p2pnode.work.runtime import SandboxRuntime
-
-        return make_bench(replace(settings, sandbox_min="reduced"), SandboxRuntime())
-
-    return make
-
-
 async def test_both_runtimes_give_the_engine_s_answers(any_bench: Any, onnx_models: Any) -> None:
     async with any_bench() as bench:
         model_id = await bench.add(onnx_models.linear())
