@@ -78,7 +78,7 @@ class ByteStream(Protocol):
         ...
 
     def poll(self, buffer: memoryview, seconds: float) -> int:
-        """`receive_nowait`, but asleep for up to a time, in which nothing else runs on this thread; -1 when nothing came.
+        """`receive_nowait` again and again for a time, in which nothing else runs on this thread; -1 when nothing came.
 
         Where time is simulated nothing can come meanwhile: it gives -1. Raises Unreachable.
         """

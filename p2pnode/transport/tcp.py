@@ -5,7 +5,7 @@ when the kernel has none, or no room.
 """
 
 import errno
-import select
+import os
 import socket
 from collections.abc import Sequence
 
@@ -19,8 +19,6 @@ _BULK_BYTES = 65_536
 # After so many receives without a wait the other tasks get their turn.
 _EAGER_RECEIVES = 8
 _BACKLOG = 128
-# `select` knows no descriptors from this on (FD_SETSIZE).
-_SELECT_MAX = 1024
 # The kernel takes at most this many buffers in one call (IOV_MAX).
 _CHUNKS_MAX = 1024
 
@@ -99,10 +97,11 @@ class TcpStream:
         return count
 
     def poll(self, buffer: memoryview, seconds: float) -> int:
-        """Sleep in the kernel, not in the event loop, until there is something or the time is over."""
-        if not 0 <= self._socket.fileno() < _SELECT_MAX or not select.select((self._socket,), (), (), seconds)[0]:
-            return -1
-        return self.receive_nowait(buffer)
+        """Ask the kernel again and again for a time, but let others have this processor in between; -1 when it had nothing."""
+        until = trio.current_time() + seconds
+        while (count := self.receive_nowait(buffer)) < 0 and trio.current_time() < until:
+            os.sched_yield()
+        return count
 
     def close(self) -> None:
         """Close at once. Idempotent; whoever waits on the stream gets Unreachable."""

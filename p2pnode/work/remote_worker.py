@@ -6,7 +6,6 @@ hash no longer fits, to its own provider's harm alone. A call costs one datagram
 """
 
 import os
-import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,9 +33,6 @@ _TRIM_BYTES: Final = 1 << 20
 _FACTS_BYTES_MAX: Final = 16 << 20
 _REMEMBERED_MAX: Final = 256
 _POLL_SECONDS: Final = 0.0001
-_LOOK_SECONDS: Final = 0.00006
-# So often it is tried again whether looking pays now.
-_LOOK_AGAIN: Final = 16
 
 
 class RemoteWorker:
@@ -67,8 +63,6 @@ class RemoteWorker:
         self.pid = child.pid
         self.load_seconds = 0.0
         self._last_seconds = 1.0
-        self._looking_pays = True
-        self._polls = 0
         self.level = ""
 
     @property
@@ -216,21 +210,16 @@ class RemoteWorker:
                 return
 
     def poll(self) -> None:
-        """Wait for the answer of a single short call for a few microseconds; see `environment.Worker.poll`.
+        """Wait for the answer of a single short call for a moment; see `environment.Worker.poll`.
 
-        While the worker has a processor of its own, looking again and again is quickest: sleeping and being woken costs as much
-        as such a call. Where it shares this one, looking only keeps it from running, so then this thread sleeps at once.
+        Sleeping and being woken costs as much as such a call, so this thread looks again and again. In between it lets others
+        have its processor: the worker may have been put on the same one.
         """
         if len(self._queue) != 1 or self._last_seconds > _POLL_SECONDS:
             return
-        self._polls += 1
-        if self._looking_pays or self._polls % _LOOK_AGAIN == 0:
-            until = trio.current_time() + _LOOK_SECONDS
-            while self._alive and self._queue and self._take_responses() and trio.current_time() < until:
-                pass
-            self._looking_pays = not self._queue
-        if self._alive and self._queue and select.select((self._descriptor,), (), (), _POLL_SECONDS)[0]:
-            self._take_responses()
+        until = trio.current_time() + _POLL_SECONDS
+        while self._alive and self._take_responses() and self._queue and trio.current_time() < until:
+            os.sched_yield()
 
     def _take_responses(self) -> bool:
         """Handle what the worker has said so far; False when it will say no more."""
