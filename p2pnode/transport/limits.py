@@ -107,7 +107,7 @@ class Limits:
     # The receive buffer of one session; touched only as far as traffic fills it.
     receive_buffer_bytes: int = 524_288
     # Sealed bytes waiting for the socket; large enough for one burst, small enough for the processor's cache.
-    send_buffer_bytes: int = 262_212
+    send_buffer_bytes: int = 524_360
 
 
 class TokenBucket:

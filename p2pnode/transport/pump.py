@@ -15,7 +15,7 @@ from p2pnode.metrics import Metrics
 from p2pnode.transport.session import Session
 
 # One turn sends at most this many buffers (2 MiB) before the other tasks get theirs.
-_FLUSHES_PER_TURN = 8
+_FLUSHES_PER_TURN = 4
 # Free buffers that are kept: one in use at a time, and one more where a handler sends on another link meanwhile.
 _FREE_BUFFERS_MAX = 2
 

@@ -314,7 +314,7 @@ def test_real_ciphers_rekey_after_rekey_records_and_rekey_seconds() -> None:
 
 
 def test_over_noise_the_session_goes_on_across_new_keys() -> None:
-    limits = Limits(rekey_records=3)
+    limits = Limits(rekey_records=20)
     one = noise.HandshakeState(noise.AESGCM_SHA256, True, b"", b"\x01" * 32, b"\x02" * 32)
     two = noise.HandshakeState(noise.AESGCM_SHA256, False, b"", b"\x03" * 32, b"\x04" * 32)
     two.read_message(one.write_message(b""))
