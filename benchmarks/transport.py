@@ -66,9 +66,9 @@ def p2pnode_server(pipe) -> None:
         if incoming.message.note == "cpu":
             incoming.reply(Done(note=repr(cpu_seconds())))
         elif incoming.attachment_size > SMALL:
-            incoming.receive(arena, lambda view: incoming.reply(answer))
+            incoming.receive(lambda: arena, lambda view: incoming.reply(answer))
         else:
-            incoming.receive(arena, lambda view: incoming.reply(answer, [view]))
+            incoming.receive(lambda: arena, lambda view: incoming.reply(answer, [view]))
 
     async def main() -> None:
         service = make_service(b"s" * 32, router, ("127.0.0.1:0",))

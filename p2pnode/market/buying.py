@@ -86,7 +86,7 @@ class ClientAgreement:
         Raises Refused(SHAPE_OVER_QUOTE).
         """
         headers, chunks, _ = encode_values(inputs)
-        return values_hash(headers, chunks), self._pricer.price(headers)[0]
+        return values_hash(headers, chunks, parallel=True), self._pricer.price(headers)[0]
 
     async def fetch(self, number: int) -> CallAnswer:
         """Ask for the answer of a call from before a restart, by its number alone; it is not paid before `confirm`.
@@ -157,7 +157,7 @@ class ClientAgreement:
         """
         headers, chunks, _ = encode_values(inputs)
         amount = self._pricer.price(headers)[0]
-        input_hash = values_hash(headers, chunks)
+        input_hash = values_hash(headers, chunks, parallel=True)
         timeout_ms = 0 if timeout is None else max(1, round(timeout * 1000))
         if number is None:
             number = self._next_number

@@ -48,6 +48,8 @@ _dtypes: Final[dict[int, np.dtype[Any]]] = {code: np.dtype(name) for code, name 
 _codes: Final[dict[np.dtype[Any], int]] = {dtype: code for code, dtype in _dtypes.items()}
 _item_sizes: Final[dict[int, int]] = {code: dtype.itemsize for code, dtype in _dtypes.items()}
 _LENGTH: Final = np.dtype("<u4")
+# From here on further threads save more than they cost.
+_PARALLEL_BYTES_MIN: Final = 1 << 20
 # 64 chunks of blake3.
 _SUBTREE: Final = 65_536
 _PADDING: Final = bytes(ALIGNMENT)
@@ -124,9 +126,13 @@ def parse_headers(data: Buffer, limit: int = LIMIT_BYTES) -> tuple[ValueHeader, 
     return cast("tuple[ValueHeader, ...]", decode(cast("Any", Values), data, limit))
 
 
-def values_hash(headers: Sequence[ValueHeader], payload: Buffer | Sequence[Buffer]) -> bytes:
-    """Give the 32-byte blake3 hash over the headers' bytes and the payload, which may be given in chunks."""
-    hasher = blake3(_encode_headers(headers))
+def values_hash(headers: Sequence[ValueHeader], payload: Buffer | Sequence[Buffer], *, parallel: bool = False) -> bytes:
+    """Give the 32-byte blake3 hash over the headers' bytes and the payload, which may be given in chunks.
+
+    parallel: a large payload may use every processor of the machine, for whoever can do nothing before it is hashed.
+    """
+    is_large = parallel and values_size(headers) >= _PARALLEL_BYTES_MIN
+    hasher = blake3(_encode_headers(headers), max_threads=blake3.AUTO if is_large else 1)
     if isinstance(payload, list | tuple):
         for chunk in payload:
             hasher.update(chunk)

@@ -264,6 +264,12 @@ def test_the_hash_covers_headers_and_payload_however_chunked() -> None:
     assert expected != values_hash(*encode_values({"a": np.arange(5.0) + 1e-9, "b": np.ones(3, np.int8)})[:2])
 
 
+@pytest.mark.parametrize("size", [5, (1 << 20) - 1, 1 << 20, 5_000_001])
+def test_the_hash_is_the_same_with_many_threads(size):
+    headers, chunks, _ = encode_values({"x": np.arange(size, dtype=np.uint8)})
+    assert values_hash(headers, chunks, parallel=True) == values_hash(headers, chunks)
+
+
 @pytest.mark.parametrize("step", [1, 1000, 65_519, 65_536, 262_076, 1_000_000])
 @pytest.mark.parametrize("size", [0, 1, 65_536, 700_001])
 def test_the_hash_of_a_payload_that_still_comes_is_that_of_the_whole(size, step):
