@@ -431,3 +431,31 @@ def test_a_ceiling_falls_to_what_fits_and_rises_by_one_a_round():
     assert ceiling.calls == 5, "what was sent before does not raise it"
     ceiling.refused(0)
     assert ceiling.calls == 1, "somebody has to try"
+
+
+def test_calls_that_are_answered_at_once_leave_others_their_turns(on_bench, monkeypatch):
+    """The answer is there before the caller would sleep: it then sleeps for the others' sake only."""
+
+    async def scenario(bench):
+        bench.agreement(9)
+        await bench.call(0)
+
+        def poll(ticket):
+            ticket.end(SimpleNamespace(outputs={"y": ticket.value}, amount=1, payload=b"", number=ticket.number))
+
+        monkeypatch.setattr(Ticket, "poll", poll)
+        turns = 0
+
+        async def other():
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        bench.nursery.start_soon(other)
+        for number in range(1, 65):
+            await bench.call(number)
+        bench.check_all_answered(65)
+        assert 4 <= turns <= 24
+
+    on_bench(scenario)

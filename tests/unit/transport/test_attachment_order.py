@@ -172,3 +172,17 @@ def test_an_attachment_that_stands_still_is_not_hidden_by_another() -> None:
     assert reason is Reason.TOO_SLOW
     assert limits.stream_stall_seconds < now <= limits.stream_stall_seconds + 2
     assert bob.hits() == {"stream_stall_seconds": 1}
+
+
+def test_the_owner_of_a_small_attachment_hears_of_it_when_it_was_sent() -> None:
+    """Not between sealing and sending, where whatever the owner does would delay it."""
+    alice, _ = pair()
+    told: list[str] = []
+    alice.session.send_request("t", b"m", [b"small"], lambda: told.append("sent"))
+    space = memoryview(bytearray(alice.limits.send_buffer_bytes))
+    assert alice.session.output(space) > 0
+    assert told == []
+    assert alice.session.outbox.has_output
+    assert alice.session.output(space) == 0
+    assert told == ["sent"]
+    assert not alice.session.outbox.has_output
